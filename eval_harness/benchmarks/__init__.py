@@ -1,0 +1,34 @@
+"""Registry: every module of this package that defines ``BENCHMARK``, found by file, loaded on first use."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from eval_harness.benchmarks.base import Benchmark, DecodingDefaults, prompts_hash
+from eval_harness.errors import unknown
+
+__all__ = ["Benchmark", "DecodingDefaults", "all_benchmarks", "get_benchmark", "prompts_hash"]
+
+
+@cache
+def all_benchmarks() -> dict[str, Benchmark]:
+    """Name -> benchmark, sorted by name."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        benchmark = getattr(importlib.import_module(f"{__name__}.{module.name}"), "BENCHMARK", None)
+        if benchmark is not None:
+            found[benchmark.name] = benchmark
+    return dict(sorted(found.items()))
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name.
+
+    Raises:
+        UserError: there is none; the message suggests the closest.
+    """
+    if name not in all_benchmarks():
+        raise unknown("benchmark", name, all_benchmarks())
+    return all_benchmarks()[name]

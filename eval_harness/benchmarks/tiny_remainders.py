@@ -1,0 +1,5 @@
+"""Suite ``tiny_remainders`` of the tiny world; see docs/tiny_world.md."""
+
+from eval_harness.benchmarks._tiny import tiny_suite
+
+BENCHMARK = tiny_suite("tiny_remainders")

@@ -1,0 +1,133 @@
+"""Requests, results and settings: plain data that crosses the pipe between a run and its engine."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from eval_harness.errors import UserError, unknown
+
+ENGINES = ("vllm", "transformers")
+
+
+class EngineError(RuntimeError):
+    """The engine could not start, or died. What it had finished before is kept by the run."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw the K completions of one request."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    samples: int
+    seed: int
+    """Seed of the first sample; sample i uses seed + i, so a completion depends on its request alone."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One conversation to complete. ``key`` comes back with the result."""
+
+    key: str
+    messages: list[dict]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion: decoded text without special tokens."""
+
+    text: str
+    finish_reason: str
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """The K completions of a request, or the reason why there are none."""
+
+    key: str
+    completions: list[Completion] = field(default_factory=list)
+    num_prompt_tokens: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What decides how a model is loaded. ``None`` leaves the choice to the engine, which reports what it chose."""
+
+    model: str
+    revision: str | None = None
+    dtype: str = "auto"
+    """auto is float32 on a CPU and bfloat16 on a GPU."""
+    max_model_len: int | None = None
+    chat_template: str | None = None
+    """None: the model's own; ``none``: plain text; otherwise the template's text."""
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.8
+    seed: int = 1234
+
+
+class Backend(Protocol):
+    """What runs inside the engine's process."""
+
+    def describe(self) -> dict:
+        """What was really loaded: engine, version, dtype, context length, device."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises ValueError if it can never be served (e.g. the prompt is too long)."""
+        ...
+
+    def has_unfinished(self) -> bool:
+        """Whether step() has work."""
+        ...
+
+    def step(self) -> list[Result]:
+        """Do a bounded piece of work and return what finished."""
+        ...
+
+
+def resolve_engine(name: str) -> str:
+    """``auto`` is vLLM when it is installed, transformers otherwise.
+
+    Raises:
+        UserError: unknown engine, or vLLM asked for and not installed.
+    """
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    if name == "auto":
+        return "vllm" if has_vllm else "transformers"
+    if name not in ENGINES:
+        raise unknown("engine", name, ("auto", *ENGINES))
+    if name == "vllm" and not has_vllm:
+        raise UserError(
+            "--engine vllm: vLLM is not installed here (there is no wheel for this platform, or `make "
+            "install` was not run). Use --engine transformers."
+        )
+    return name
+
+
+def chat_template_of(tokenizer, chat_template: str | None) -> str | None:
+    """The template text to use, None for plain text.
+
+    Raises:
+        ValueError: the model has no template and none was given.
+    """
+    if chat_template == "none":
+        return None
+    template = chat_template or tokenizer.chat_template
+    if not template:
+        raise ValueError(
+            "the tokenizer has no chat template; give one with --chat-template FILE, or --chat-template "
+            "none to send the prompt as plain text"
+        )
+    return template
+
+
+def plain_text(messages: list[dict]) -> str:
+    """The conversation without a template: contents joined by blank lines."""
+    return "\n\n".join(message["content"] for message in messages)

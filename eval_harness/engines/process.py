@@ -1,0 +1,141 @@
+"""The engine's subprocess, seen from the run: start, send, receive, close. JSON lines over pipes, nothing pickled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from eval_harness.engines.base import Completion, EngineError, EngineSettings, Request, Result
+
+START_TIMEOUT_SECONDS = 3600.0
+"""A large checkpoint on a slow disk takes long to load; a dead process is noticed at once anyway."""
+_WINDOW = 2048
+"""Requests in flight at most, so that memory stays bounded on large benchmarks."""
+
+
+class EngineProcess:
+    """An engine in a process group of its own. Use as a context manager.
+
+    Args:
+        engine: ``vllm`` or ``transformers``.
+        settings: what to load.
+        log: file for everything the engine prints; its tail is quoted when the engine dies.
+
+    Raises:
+        EngineError: the engine could not load the model; the message carries its last words.
+    """
+
+    def __init__(self, engine: str, settings: EngineSettings, log: Path):
+        self.engine, self.log = engine, Path(log)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        root = str(Path(__file__).resolve().parents[2])
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+        with open(self.log, "ab") as log_file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "eval_harness.engines.worker", engine],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                env=env,
+                start_new_session=True,
+            )
+        self._messages: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+        try:
+            self._send({"settings": asdict(settings)})
+            hello = self._receive(START_TIMEOUT_SECONDS)
+            if "error" in hello:
+                raise EngineError(f"the {engine} engine could not load {settings.model}: {hello['error']}")
+        except BaseException:
+            self.close()
+            raise
+        self.description: dict = hello["ready"]
+        self.start_seconds = time.monotonic() - started
+
+    def _read(self) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            for line in self._process.stdout:
+                self._messages.put(json.loads(line))
+        self._messages.put(None)
+
+    def _send(self, message: dict) -> None:
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, OSError):
+            raise self._died() from None
+
+    def _receive(self, timeout: float | None = None) -> dict:
+        try:
+            message = self._messages.get(timeout=timeout)
+        except queue.Empty:
+            raise EngineError(
+                f"the {self.engine} engine gave no sign of life for {timeout:.0f} s; see {self.log}"
+            ) from None
+        if message is None:
+            raise self._died()
+        return message
+
+    def _died(self) -> EngineError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        tail = "\n  ".join(lines[-8:]) or "(it printed nothing)"
+        return EngineError(
+            f"the {self.engine} engine stopped (exit status {self._process.poll()}). Its last lines, from "
+            f"{self.log}:\n  {tail}"
+        )
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Complete requests, yielding results in the order they finish.
+
+        Raises:
+            EngineError: the process died; results yielded before are good.
+        """
+        pending, source, exhausted = 0, iter(requests), False
+        while True:
+            batch = []
+            while not exhausted and pending + len(batch) < _WINDOW:
+                request = next(source, None)
+                if request is None:
+                    exhausted = True
+                else:
+                    batch.append(asdict(request))
+            if batch:
+                self._send({"requests": batch})
+                pending += len(batch)
+            if pending == 0:
+                return
+            for raw in self._receive()["results"]:
+                pending -= 1
+                completions = [Completion(**c) for c in raw.pop("completions")]
+                yield Result(completions=completions, **raw)
+
+    def close(self) -> None:
+        """End the process and everything it started; memory is back when this returns."""
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._process.stdout.close()
+
+    def __enter__(self) -> EngineProcess:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -1,0 +1,149 @@
+"""transformers' own generation: the engine for platforms without vLLM, and the second opinion elsewhere."""
+
+from __future__ import annotations
+
+import torch
+
+from eval_harness.engines.base import Completion, EngineSettings, Request, Result, chat_template_of, plain_text
+
+_BATCH_ROWS = 128
+_BATCH_TOKENS = 1 << 17
+"""Padded tokens (prompt + new) of a batch at most: bounds the key-value cache."""
+
+
+class SeededSampling:
+    """Draws each row's next token from its own generator, by the Gumbel-max rule, as a logits processor.
+
+    Adding independent Gumbel noise to the processed logits and taking the arg max samples from their softmax. With one
+    generator per row, a completion depends on its own seed and prompt alone, not on what shares its batch; global
+    sampling in ``generate`` has no such option.
+    """
+
+    def __init__(self, seeds: list[int], device: torch.device, warpers: list):
+        self._generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in seeds]
+        self._device, self._warpers = device, warpers
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Logits [rows, vocabulary] -> the same plus noise."""
+        for warper in self._warpers:
+            scores = warper(input_ids, scores)
+        uniform = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self._generators])
+        noise = -torch.log(-torch.log(uniform.clamp_min(1e-20)).clamp_min(1e-20))
+        return scores.float() + noise.to(self._device)
+
+
+class TransformersBackend:
+    """Batches of queued requests, longest prompts together, left-padded."""
+
+    def __init__(self, settings: EngineSettings):
+        import transformers
+
+        on_gpu = torch.cuda.is_available()
+        dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if on_gpu else "float32")
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        self._transformers = transformers
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            settings.model, revision=settings.revision, padding_side="left"
+        )
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._template = chat_template_of(self._tokenizer, settings.chat_template)
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(
+            settings.model, revision=settings.revision, dtype=getattr(torch, dtype)
+        ).to(self._device)
+        self._model.eval()
+        context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        self._max_model_len = min(filter(None, (settings.max_model_len, context)), default=1 << 30)
+        self._queue: list[tuple[Request, list[int]]] = []
+        self._description = {
+            "name": "transformers",
+            "version": transformers.__version__,
+            "device": str(self._device),
+            "dtype": dtype,
+            "max_model_len": self._max_model_len,
+            "tensor_parallel_size": 1,
+        }
+
+    def describe(self) -> dict:
+        """What was loaded."""
+        return self._description
+
+    def add(self, request: Request) -> None:
+        """Queue a request; ValueError when its prompt does not fit the context."""
+        if self._template is None:
+            ids = self._tokenizer(plain_text(request.messages))["input_ids"]
+        else:
+            ids = self._tokenizer.apply_chat_template(
+                request.messages, chat_template=self._template, add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+        if len(ids) >= self._max_model_len:
+            raise ValueError(f"the prompt has {len(ids)} tokens, the context only {self._max_model_len}")
+        self._queue.append((request, list(ids)))
+
+    def has_unfinished(self) -> bool:
+        """Whether requests are queued."""
+        return bool(self._queue)
+
+    def _next_batch(self) -> list[tuple[Request, list[int]]]:
+        self._queue.sort(key=lambda entry: len(entry[1]))  # pops the longest first: memory trouble shows at once
+        first, ids = self._queue[-1]
+        same = [e for e in self._queue if e[0].sampling.max_new_tokens == first.sampling.max_new_tokens]
+        same = [e for e in same if _warping(e[0]) == _warping(first)]
+        width = min(len(ids) + first.sampling.max_new_tokens, self._max_model_len)
+        limit = max(1, min(_BATCH_ROWS, _BATCH_TOKENS // width) // first.sampling.samples)
+        batch = same[-limit:]
+        chosen = {id(entry) for entry in batch}
+        self._queue = [e for e in self._queue if id(e) not in chosen]
+        return batch
+
+    @torch.inference_mode()
+    def step(self) -> list[Result]:
+        """Generate one batch to the end."""
+        batch = self._next_batch()
+        sampling = batch[0][0].sampling
+        rows = [(request, ids, i) for request, ids in batch for i in range(request.sampling.samples)]
+        padded = self._tokenizer.pad({"input_ids": [ids for _, ids, _ in rows]}, return_tensors="pt").to(self._device)
+        width = padded["input_ids"].shape[1]
+        processors = self._transformers.LogitsProcessorList()
+        if sampling.temperature > 0:
+            seeds = [request.sampling.seed + i for request, _, i in rows]
+            processors.append(SeededSampling(seeds, self._device, self._warpers(sampling)))
+        config = self._transformers.GenerationConfig(
+            do_sample=False,
+            max_new_tokens=min(sampling.max_new_tokens, self._max_model_len - width),
+            pad_token_id=self._tokenizer.pad_token_id,
+            eos_token_id=self._eos_ids(),
+        )
+        output = self._model.generate(**padded, generation_config=config, logits_processor=processors)[:, width:]
+        results: dict[str, Result] = {}
+        for (request, ids, _), tokens in zip(rows, output.tolist(), strict=True):
+            completion = self._completion(tokens, min(request.sampling.max_new_tokens, self._max_model_len - len(ids)))
+            result = results.setdefault(request.key, Result(request.key, [], len(ids)))
+            result.completions.append(completion)
+        return list(results.values())
+
+    def _eos_ids(self) -> list[int]:
+        configured = self._model.generation_config.eos_token_id
+        configured = configured if isinstance(configured, list) else [configured]
+        return [i for i in {*configured, self._tokenizer.eos_token_id} if i is not None]
+
+    def _completion(self, tokens: list[int], limit: int) -> Completion:
+        end = next((i for i, token in enumerate(tokens) if token in set(self._eos_ids())), None)
+        kept = tokens if end is None else tokens[: end + 1]
+        reason = "stop" if end is not None else "length"
+        text = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Completion(text=text, finish_reason=reason, num_tokens=len(kept[:limit]))
+
+    def _warpers(self, sampling) -> list:
+        t = self._transformers
+        warpers = [t.TemperatureLogitsWarper(sampling.temperature)] if sampling.temperature != 1 else []
+        if sampling.top_k > 0:
+            warpers.append(t.TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            warpers.append(t.TopPLogitsWarper(sampling.top_p))
+        return warpers
+
+
+def _warping(request: Request) -> tuple:
+    s = request.sampling
+    return s.temperature, s.top_p, s.top_k, s.samples

@@ -1,0 +1,55 @@
+"""What a grader is, and the list of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+from eval_harness.errors import unknown
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Marks of one answer under both rules, and why.
+
+    ``correct`` follows the rule that produced the paper's numbers, ``correct_strict`` what a careful reader would call
+    correct. ``reason`` is one of match, mismatch, no_answer (nothing could be extracted), timeout, grader_memory.
+    """
+
+    correct: bool
+    correct_strict: bool
+    extracted: str | None
+    reason: str
+    gold_fallback: bool = False
+
+
+class Grader(Protocol):
+    """Pure: the same gold and prediction always give the same verdict."""
+
+    def grade(self, gold: str, prediction: str) -> Verdict:
+        """Mark one answer. Bad predictions are marked, never raised."""
+        ...
+
+
+GRADERS = {
+    "math_expression_gold": "lighteval's extractive match; gold read as a plain expression (AIME24, AMC23)",
+    "math_latex_gold": "lighteval's extractive match; gold read as LaTeX (MATH-500, Minerva, OlympiadBench)",
+    "boxed": "math-verify on the boxed or other LaTeX answer; the accuracy reward of the 7B runs and the tiny suites",
+    "boxed_in_place": "the same without taking boxes apart first; the correctness test inside the 1.5B cosine reward",
+}
+"""Name -> one line for ``list``."""
+
+
+@cache
+def get_grader(name: str) -> Grader:
+    """Build the grader of that name (heavy imports happen here, in the worker).
+
+    Raises:
+        UserError: no such grader.
+    """
+    if name not in GRADERS:
+        raise unknown("grader", name, GRADERS)
+    from eval_harness.graders import math
+
+    return math.build(name)

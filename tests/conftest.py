@@ -1,0 +1,59 @@
+"""Shared fixtures: a tiny random checkpoint and the folder of real benchmark questions, where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with the real benchmark questions (EVAL_DATA_ROOT, or shared/data beside the checkout)."""
+    candidates = [os.environ.get("EVAL_DATA_ROOT"), ROOT.parent / "shared" / "data"]
+    for candidate in candidates:
+        if candidate and (Path(candidate) / "aime_2024.jsonl").exists():
+            return Path(candidate)
+    pytest.skip("no real benchmark questions here: set EVAL_DATA_ROOT to a folder with aime_2024.jsonl and the others")
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 of 0.1 M random parameters with the tiny world's tokenizer, context 8192."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from gpg_repro.tiny.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    folder = tmp_path_factory.mktemp("checkpoints") / "random-qwen2"
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grading_pool():
+    """One pool for the session: its workers take seconds to start."""
+    from eval_harness.graders.pool import shared_pool
+
+    return shared_pool()

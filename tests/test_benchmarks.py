@@ -1,0 +1,106 @@
+"""Benchmarks: prompts to the byte, counts, golds, and what happens when the data is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from eval_harness.benchmarks import all_benchmarks, get_benchmark, prompts_hash
+from eval_harness.errors import UserError
+from eval_harness.sources import Hub, read_jsonl
+
+# hash_examples of open-rs's public lighteval result files: their prompts and ours are the same, byte for byte
+PUBLIC_HASHES = {
+    "aime24": "ddec8fc79d0a014b",
+    "math500": "adf0cc8311011db2",
+    "amc23": "57f3ead69f601b6a",
+    "minerva": "2380609739db80f4",
+    "olympiadbench": "96eebb759f237c57",
+}
+TINY = [name for name in all_benchmarks() if name.startswith("tiny_")]
+
+
+@pytest.mark.parametrize("name", PUBLIC_HASHES)
+def test_prompts_reproduce_the_hashes_of_public_result_files(name, data_root):
+    items = get_benchmark(name).load(data_root)
+    assert len(items) == get_benchmark(name).num_items
+    assert prompts_hash(items) == PUBLIC_HASHES[name]
+    assert all(item.gold.strip() for item in items)
+
+
+def test_the_hash_sees_a_single_changed_blank(data_root):
+    items = get_benchmark("aime24").load(data_root)
+    items[3] = items[3].model_copy(update={"prompt": items[3].prompt + " "})
+    assert prompts_hash(items) != PUBLIC_HASHES["aime24"]
+
+
+def test_decoding_is_the_documented_one():
+    for name in PUBLIC_HASHES:
+        decoding = get_benchmark(name).decoding
+        assert (decoding.temperature, decoding.top_p, decoding.max_new_tokens) == (0.6, 0.95, 32768)
+        assert (decoding.samples, decoding.seed, decoding.system_prompt) == (1, 1234, None)
+
+
+def test_five_tiny_suites_load_without_anything(tmp_path):
+    assert len(TINY) >= 5
+    for name in TINY:
+        items = get_benchmark(name).load()
+        assert len(items) == 100 == len({item.prompt for item in items})
+        assert items == get_benchmark(name).load(tmp_path)
+
+
+def test_unknown_benchmark_suggests_the_closest():
+    with pytest.raises(UserError, match="did you mean 'aime24'"):
+        get_benchmark("aime2")
+
+
+def _write(folder, rows, name="aime_2024.jsonl"):
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+ROWS = [{"problem": f"question {i}", "answer": str(i)} for i in range(30)]
+
+
+def test_wrong_data_is_named(tmp_path):
+    aime = get_benchmark("aime24")
+    with pytest.raises(UserError, match="aime_2024.jsonl does not exist"):
+        aime.load(tmp_path)
+    _write(tmp_path, ROWS[:29])
+    with pytest.raises(UserError, match="29 items, expected 30"):
+        aime.load(tmp_path)
+    _write(tmp_path, [*ROWS[:5], {"problem": "x"}, *ROWS[6:]])
+    with pytest.raises(UserError, match="line 6: missing 'answer'"):
+        aime.load(tmp_path)
+    for empty in ("", "  ", None):
+        _write(tmp_path, [*ROWS[:5], {"problem": "x", "answer": empty}, *ROWS[6:]])
+        with pytest.raises(UserError, match="item 5 .*gold.*empty"):
+            aime.load(tmp_path)
+    _write(tmp_path, ROWS)
+    assert len(aime.load(tmp_path)) == 30
+
+
+def test_malformed_jsonl_is_named_by_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for text, message in (('{"a": 1}\n{"a":', "line 2"), ("[1]\n", "line 1.*object"), ('{"a": 1}\n{"b": 2}\n', "'a'")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            read_jsonl(path, ("a",))
+    path.write_bytes(b'{"a": "\xff"}\n')
+    with pytest.raises(UserError, match="UTF-8"):
+        read_jsonl(path)
+    path.write_text('{"a": "one\u2028line"}\n', encoding="utf-8")
+    assert read_jsonl(path) == [{"a": "one\u2028line"}]
+
+
+def test_an_unreachable_hub_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    source = Hub("nobody/nothing-here", "train", None, "nothing.jsonl", ("q", "a"))
+    with pytest.raises(UserError, match=r"--data-root DIR with a nothing.jsonl of columns q, a"):
+        source.rows(None)
+
+
+def test_local_copies_work_unchanged_in_another_folder(data_root, tmp_path):
+    shutil.copy(data_root / "amc_23.jsonl", tmp_path)
+    assert prompts_hash(get_benchmark("amc23").load(tmp_path)) == PUBLIC_HASHES["amc23"]

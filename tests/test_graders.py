@@ -1,0 +1,138 @@
+"""Graders: hand-made cases, agreement with lighteval itself, and the deadline."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from eval_harness.errors import UserError
+from eval_harness.graders.pool import GradingPool
+
+CASES = json.loads((Path(__file__).parent / "cases" / "math_graders.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['grader']}: {c['why']}")
+def test_case(case, grading_pool):
+    (verdict,) = grading_pool.grade(case["grader"], [(case["gold"], case["prediction"])])
+    assert verdict.correct is case["correct"]
+    assert verdict.correct_strict is case.get("correct_strict", case["correct"])
+    assert verdict.gold_fallback is case.get("gold_fallback", False)
+    assert verdict.reason == case.get("reason", "match" if case["correct"] else verdict.reason)
+    if verdict.reason == "no_answer":
+        assert verdict.extracted is None
+
+
+def _lighteval_metric(latex_gold: bool):
+    from lighteval.metrics.dynamic_metrics import MultilingualExtractiveMatchMetric
+    from lighteval.metrics.utils.extractive_match_utils import ExprExtractionConfig, LatexExtractionConfig
+
+    return MultilingualExtractiveMatchMetric(
+        gold_extraction_target=(LatexExtractionConfig() if latex_gold else ExprExtractionConfig(),),
+        pred_extraction_target=(ExprExtractionConfig(), LatexExtractionConfig(boxed_match_priority=0)),
+        precision=5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "gold", "answer", "grader"),
+    [
+        ("aime_2024", "answer", "answer", "math_expression_gold"),
+        ("amc_23", "answer", "answer", "math_expression_gold"),
+        ("math_500", "solution", "answer", "math_latex_gold"),
+        ("minerva_math", "solution", "answer", "math_latex_gold"),
+        ("olympiad_bench", "answer", "answer", "math_latex_gold"),
+    ],
+)
+def test_verdicts_are_those_of_lightevals_metric(file, gold, answer, grader, data_root, grading_pool):
+    """Right answers, wrong answers, bare answers and chatter over real golds: identical marks, one by one."""
+    from lighteval.models.model_output import ModelResponse
+    from lighteval.tasks.requests import Doc
+
+    rows = [json.loads(line) for line in (data_root / f"{file}.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    styles = ("Therefore, the final answer is: $\\boxed{%s}$. I hope it is correct", "The answer is %s", "\\boxed{%s}")
+    pairs = []
+    for i, row in enumerate(rows[:120]):
+        own, other = str(row[answer]).replace("$", ""), str(rows[i - 1][answer]).replace("$", "")
+        pairs += [(row[gold], styles[i % 3] % own), (row[gold], styles[(i + 1) % 3] % other)]
+    metric = _lighteval_metric(grader == "math_latex_gold")
+    expected = [metric.compute(Doc(query="", choices=[g], gold_index=0), ModelResponse(text=[p])) for g, p in pairs]
+    got = grading_pool.grade(grader, pairs)
+    assert [float(v.correct) for v in got] == expected
+    assert 0 < sum(expected) < len(expected)
+
+
+def test_bare_olympiad_golds_are_flagged_and_read_fairly(data_root, grading_pool):
+    rows = [json.loads(x) for x in (data_root / "olympiad_bench.jsonl").read_text(encoding="utf-8").split("\n") if x]
+    verdicts = grading_pool.grade(
+        "math_latex_gold", [(r["answer"], f"$\\boxed{{{r['answer'].strip('$')}}}$") for r in rows]
+    )
+    assert sum(v.gold_fallback for v in verdicts) == 409
+    assert sum(v.correct_strict for v in verdicts) >= sum(v.correct for v in verdicts) >= 660
+    integers = [r["answer"] for r in rows if r["answer"].isdigit()]
+    decimals = grading_pool.grade("math_latex_gold", [(gold, f"$\\boxed{{{gold}.0}}$") for gold in integers])
+    assert not any(v.correct for v in decimals) and all(v.correct_strict for v in decimals)
+
+
+def test_an_answer_past_its_deadline_is_a_recorded_zero_and_the_others_are_graded():
+    nasty = "$\\boxed{" + "(" * 2000 + "1" + ")!" * 2000 + "}$"
+    slow = "\\boxed{" * 30_000
+    with GradingPool(workers=2, deadline=1.0) as pool:
+        pool.grade("math_latex_gold", [("$1$", "$\\boxed{1}$")])
+        started = time.monotonic()
+        pairs = [("$5$", "$\\boxed{5}$"), ("$5$", slow), ("$5$", "$\\boxed{7}$"), ("$5$", nasty)]
+        verdicts = pool.grade("math_latex_gold", pairs)
+        assert time.monotonic() - started < 30
+        assert [v.correct for v in verdicts] == [True, False, False, False]
+        assert verdicts[1].reason == "timeout"
+        assert pool.grade("math_latex_gold", [("$5$", "$\\boxed{5}$ again")])[0].correct
+
+
+def test_a_killed_worker_is_replaced_and_only_its_answer_is_lost():
+    with GradingPool(workers=1) as pool:
+        pool.grade("boxed", [("$1$", "$\\boxed{1}$")])
+        future = pool.grade_async(
+            "boxed", [("$5$", "\\boxed{" * 30_000), ("$2$", "$\\boxed{2}$"), ("$3$", "$\\boxed{3}$")]
+        )
+        time.sleep(0.2)
+        os.kill(pool._workers[0].process.pid, signal.SIGKILL)  # what the kernel does when memory runs out
+        verdicts = future.result(timeout=60)
+        assert [v.correct for v in verdicts] == [False, True, True]
+        assert verdicts[0].reason == "grader_memory"
+
+
+def test_closing_fails_what_is_unfinished():
+    pool = GradingPool(workers=1)
+    pool.grade("boxed", [("$1$", "$\\boxed{1}$")])
+    future = pool.grade_async("boxed", [("$5$", "\\boxed{" * 30_000)])
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        future.result(timeout=10)
+
+
+def test_grades_from_a_thread(grading_pool):
+    """Libraries that rely on signals fail here."""
+    out = []
+    thread = threading.Thread(
+        target=lambda: out.extend(grading_pool.grade("boxed", [("$3$", "from a thread: $\\boxed{3}$")]))
+    )
+    thread.start()
+    thread.join()
+    assert out[0].correct
+
+
+def test_order_and_repeats(grading_pool):
+    pairs = [("$%d$" % (i % 7), "$\\boxed{%d}$ order" % (i % 5)) for i in range(100)]
+    assert [v.correct for v in grading_pool.grade("boxed", pairs)] == [i % 7 == i % 5 for i in range(100)]
+
+
+def test_unknown_grader_and_bad_deadline(grading_pool):
+    with pytest.raises(ValueError, match="deadline"):
+        GradingPool(deadline=0)
+    with pytest.raises(UserError, match="did you mean 'boxed'"):
+        grading_pool.grade("boxd", [("1", "1")])
