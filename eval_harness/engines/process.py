@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from eval_harness.engines.base import Completion, EngineError, EngineSettings, R
 
 START_TIMEOUT_SECONDS = 3600.0
 """A large checkpoint on a slow disk takes long to load; a dead process is noticed at once anyway."""
+_ERROR_LINE = re.compile(r"\b\w*(Error|Exception): .+")
 _WINDOW = 2048
 """Requests in flight at most, so that memory stays bounded on large benchmarks."""
 
@@ -42,6 +44,7 @@ class EngineProcess:
         root = str(Path(__file__).resolve().parents[2])
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         with open(self.log, "ab") as log_file:
+            self._log_start = log_file.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "eval_harness.engines.worker", engine],
                 stdin=subprocess.PIPE,
@@ -90,11 +93,15 @@ class EngineProcess:
     def _died(self) -> EngineError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        tail = "\n  ".join(lines[-8:]) or "(it printed nothing)"
+        text = self.log.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        # the first error is the cause; what follows is the engine's processes telling each other
+        cause = next((m.group() for line in lines if (m := _ERROR_LINE.search(line))), None)
+        tail = "\n  ".join(lines[-6:]) or "(it printed nothing)"
         return EngineError(
-            f"the {self.engine} engine stopped (exit status {self._process.poll()}). Its last lines, from "
-            f"{self.log}:\n  {tail}"
+            f"the {self.engine} engine stopped (exit status {self._process.poll()})"
+            + (f": {cause}" if cause else "")
+            + f". Its last lines, from {self.log}:\n  {tail}"
         )
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:

@@ -27,9 +27,9 @@ class SeededSampling:
         """Logits [rows, vocabulary] -> the same plus noise."""
         for warper in self._warpers:
             scores = warper(input_ids, scores)
-        uniform = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self._generators])
-        noise = -torch.log(-torch.log(uniform.clamp_min(1e-20)).clamp_min(1e-20))
-        return scores.float() + noise.to(self._device)
+        size = scores.shape[-1]
+        exponential = torch.stack([torch.empty(size).exponential_(generator=g) for g in self._generators])
+        return scores.float() - exponential.log().to(self._device)  # -log(Exponential) is a Gumbel variable
 
 
 class TransformersBackend:
