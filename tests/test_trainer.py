@@ -1,0 +1,530 @@
+"""GPGTrainer against plain-torch references, against TRL's own trainer, and against itself in other layouts.
+
+A rollout is scripted: the first token of a completion is its reward, the rest is seeded by the prompt and the place in
+the group, so every layout and every trainer sees the same batch. Run as a script under torchrun, this file is the
+worker of the two-process tests.
+"""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
+
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from gpg_repro.objective import age_alpha, gpg_loss, group_advantages, valid_groups
+from gpg_repro.trainer import GPGConfig, GPGTrainer, GRPOBaselineTrainer, group_metrics
+
+NUM_GENERATIONS = 4
+# Rewards of 5 groups of 4: mixed, all right, all wrong, mixed, mixed. B = 5, M = 2, alpha = 5/3.
+REWARDS = ((1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 1, 1))
+NO_SIGNAL = ((1, 1, 1, 1), (0, 0, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (0, 0, 0, 0))
+UNSCORED = 9  # the completion's first token when the reward function answers None
+
+WORDS = ["<pad>", "<eos>", *(str(digit) for digit in range(10)), *"abcdefghij"]
+PAD, EOS, DIGIT_0, LETTER_A = 0, 1, 2, 12
+# (per-device micro-batch, accumulation) for the 20 completions
+ONE_PROCESS_LAYOUTS = [(20, 1), (10, 2), (5, 4), (2, 10)]
+TWO_PROCESS_LAYOUTS = [(10, 1), (5, 2), (2, 5)]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
+
+
+def make_model(seed: int = 0) -> Qwen2ForCausalLM:
+    set_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def prompt_of(group: int) -> str:
+    return " ".join(WORDS[LETTER_A : LETTER_A + group + 1])  # "a", "a b", …: prompts of different lengths
+
+
+def completion_of(group: int, place: int, reward: int) -> list[int]:
+    generator = random.Random(1000 * group + place)
+    letters = [generator.randrange(LETTER_A, len(WORDS)) for _ in range(generator.randrange(1, 7))]
+    return [DIGIT_0 + reward, *letters, EOS]
+
+
+def scripted_rollout(rewards):
+    def rollout(prompts, trainer):
+        tokenizer, start = trainer.processing_class, trainer.accelerator.process_index * len(prompts)
+        prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        completion_ids = []
+        for row, prompt in enumerate(prompts, start=start):
+            group, place = len(prompt.split()) - 1, row % trainer.num_generations
+            completion_ids.append(completion_of(group, place, rewards[group][place]))
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+
+    return rollout
+
+
+def accuracy_reward(completion_ids, **kwargs):
+    digits = [ids[0] - DIGIT_0 for ids in completion_ids]
+    return [None if digit == UNSCORED else float(digit) for digit in digits]
+
+
+def letter_accuracy(completion_ids, **kwargs):
+    return [float(sum(ids) % 2) for ids in completion_ids]
+
+
+def short_reward(completion_ids, **kwargs):
+    return [1 / len(ids) for ids in completion_ids]
+
+
+class GradientRecorder(TrainerCallback):
+    """Keeps a copy of the gradients of every optimiser step, by parameter name."""
+
+    def __init__(self):
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        named = model.module.named_parameters() if hasattr(model, "module") else model.named_parameters()
+        self.steps.append({name: parameter.grad.clone() for name, parameter in named})
+
+
+def train(
+    output_dir,
+    trainer_class=GPGTrainer,
+    rewards=REWARDS,
+    layout=(20, 1),
+    reward_funcs=accuracy_reward,
+    scripted=True,
+    rollout=None,
+    resume=None,
+    **settings,
+):
+    """One short run; returns the trainer and the recorded gradients. `settings` go to the trainer's config class."""
+    config_class = GPGConfig if trainer_class is GPGTrainer else GRPOConfig
+    settings = {
+        "max_steps": 1,
+        "num_generations": NUM_GENERATIONS,
+        "max_completion_length": 8,
+        "shuffle_dataset": False,
+        "logging_steps": 1,
+        "max_grad_norm": 0.0,
+        "learning_rate": 1e-2,
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "per_device_train_batch_size": layout[0],
+        "gradient_accumulation_steps": layout[1],
+    } | settings
+    recorder = GradientRecorder()
+    trainer = trainer_class(
+        model=make_model(),
+        reward_funcs=reward_funcs,
+        args=config_class(output_dir=str(output_dir), **settings),
+        train_dataset=Dataset.from_dict({"prompt": [prompt_of(group) for group in range(len(rewards))]}),
+        processing_class=make_tokenizer(),
+        callbacks=[recorder],
+        rollout_func=(rollout or scripted_rollout(rewards)) if scripted else None,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, recorder.steps
+
+
+def logged(trainer, step: int = 1) -> dict[str, float]:
+    return next(entry for entry in trainer.state.log_history if entry["step"] == step and "loss" in entry)
+
+
+def forward_logps(model, rewards=REWARDS, temperature: float = 1.0):
+    """[N, T] log-probabilities and mask of the scripted batch, from the model's plain logits, row by row."""
+    tokenizer = make_tokenizer()
+    rows = []
+    for group, group_rewards in enumerate(rewards):
+        prompt = tokenizer(prompt_of(group))["input_ids"]
+        for place, reward in enumerate(group_rewards):
+            completion = torch.tensor(completion_of(group, place, reward))
+            logits = model(torch.tensor([prompt + completion.tolist()])).logits[0, len(prompt) - 1 : -1]
+            rows.append((logits / temperature).log_softmax(-1).gather(1, completion.unsqueeze(1)).squeeze(1))
+    logps = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return logps, torch.arange(logps.size(1)) < lengths.unsqueeze(1)
+
+
+def reference_gradient(normalization="group", f_norm="none", age=True, temperature=1.0, micro_batch_size=20):
+    """Gradient of `gpg_loss` of the whole scripted batch; for "local", of its mean over micro-batches."""
+    model = make_model()
+    logps, mask = forward_logps(model, temperature=temperature)
+    rewards = torch.tensor(REWARDS).float().flatten()
+    advantages = group_advantages(rewards, NUM_GENERATIONS, f_norm)
+    num_invalid = int((~valid_groups(rewards, NUM_GENERATIONS)).sum())
+    alpha = age_alpha(len(REWARDS), num_invalid) if age else 1.0
+    if normalization == "local":
+        micro_batches = torch.arange(len(rewards)).split(micro_batch_size)
+        losses = [gpg_loss(logps[i], advantages[i], mask[i], 1, alpha, "local") for i in micro_batches]
+        loss = torch.stack(losses).mean()
+    else:
+        loss = gpg_loss(logps, advantages, mask, NUM_GENERATIONS, alpha, normalization)
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}, loss.item()
+
+
+def relative_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over the norm of the expectation, all parameters taken as one vector."""
+    assert actual.keys() == expected.keys()
+    difference = torch.cat([(actual[name] - expected[name]).flatten() for name in expected])
+    norm = torch.cat([value.flatten() for value in expected.values()]).norm()
+    assert norm > 1e-2
+    return (difference.norm() / norm).item()
+
+
+# The gradient -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ONE_PROCESS_LAYOUTS)
+@pytest.mark.parametrize("normalization", ["group", "sequence", "batch", "local"])
+def test_gradient_is_that_of_the_objective_in_every_layout(tmp_path, normalization, layout):
+    trainer, gradients = train(tmp_path, normalization=normalization, layout=layout)
+    expected, loss = reference_gradient(normalization, micro_batch_size=layout[0])
+    assert relative_error(gradients[0], expected) < 1e-6
+    assert logged(trainer)["loss"] == pytest.approx(loss, abs=1e-4)  # HF rounds the logged loss
+
+
+@pytest.mark.parametrize(("f_norm", "age"), [("group", True), ("batch", True), ("none", False)])
+def test_switches_are_independent(tmp_path, f_norm, age):
+    _, gradients = train(tmp_path, f_norm=f_norm, age=age, layout=(10, 2))
+    assert relative_error(gradients[0], reference_gradient(f_norm=f_norm, age=age)[0]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "normalization", "layout"),
+    [
+        ("grpo", "sequence", (20, 1)),
+        ("grpo", "sequence", (5, 4)),
+        ("dapo", "batch", (5, 4)),
+        ("bnpo", "local", (20, 1)),
+    ],
+)
+def test_on_policy_gradient_equals_that_of_trl(tmp_path, loss_type, normalization, layout):
+    _, grpo = train(tmp_path, GRPOTrainer, layout=layout, loss_type=loss_type, beta=0.0)
+    _, gpg = train(tmp_path, f_norm="group", age=False, layout=layout, normalization=normalization)
+    assert relative_error(gpg[0], grpo[0]) < 1e-6
+
+
+@pytest.mark.parametrize(("logp_temperature", "temperature"), [("sampling", 0.7), ("one", 1.0)])
+def test_logp_temperature(tmp_path, logp_temperature, temperature):
+    _, gradients = train(tmp_path, temperature=0.7, logp_temperature=logp_temperature)
+    assert relative_error(gradients[0], reference_gradient(temperature=temperature)[0]) < 1e-6
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    _, gradients = train(tmp_path, gradient_checkpointing=True, layout=(5, 4))
+    assert relative_error(gradients[0], reference_gradient()[0]) < 1e-6
+
+
+def test_completions_without_a_reward_are_left_out(tmp_path):
+    # group 2 keeps rewards 1 0; group 3 has none and is not a group: B = 4, M = 1 (group 4), alpha = 4/3
+    x = UNSCORED
+    rewards = ((1, 1, 0, 0), (1, x, 0, x), (x, x, x, x), (1, 1, 1, 1), (0, 1, 1, 1))
+    trainer, gradients = train(tmp_path, rewards=rewards, layout=(5, 4))
+    model = make_model()
+    logps, mask = forward_logps(model, rewards)
+    kept = {0: [0, 1, 2, 3], 1: [4, 6], 4: [16, 17, 18, 19]}
+    losses = []
+    for group, rows in kept.items():
+        values = torch.tensor([float(r) for r in rewards[group] if r != x])
+        losses.append(gpg_loss(logps[rows], group_advantages(values, len(rows)), mask[rows], len(rows)))
+    (4 / 3 * torch.stack(losses).sum() / 4).backward()
+    assert relative_error(gradients[0], {name: p.grad for name, p in model.named_parameters()}) < 1e-6
+    log = logged(trainer)
+    assert (log["num_groups"], log["num_valid_groups"], log["num_unscored_completions"]) == (4, 3, 6)
+    assert log["alpha"] == pytest.approx(4 / 3)
+
+
+def test_a_batch_without_signal_has_a_zero_gradient_and_finite_logs(tmp_path):
+    trainer, gradients = train(tmp_path, rewards=NO_SIGNAL, layout=(5, 4))
+    assert all(not gradient.any() for gradient in gradients[0].values())
+    log = logged(trainer)
+    assert (log["alpha"], log["alpha_applied"], log["inverse_alpha"], log["num_valid_groups"]) == (0, 0, 0, 0)
+    assert log["loss"] == 0
+    assert all(value is not None and math.isfinite(value) for value in log.values())
+
+
+# Two processes ------------------------------------------------------------------------------------------------------
+
+
+def two_process_worker(output_dir: Path) -> None:
+    """Every normalisation and layout on two gloo processes, then a resume; the main process writes the measurements."""
+    for normalization in ("group", "sequence", "batch", "local"):
+        for layout in TWO_PROCESS_LAYOUTS:
+            trainer, gradients = train(output_dir, normalization=normalization, layout=layout, ddp_backend="gloo")
+            if trainer.accelerator.is_main_process:
+                name = f"{normalization}-{layout[0]}"
+                torch.save(gradients[0], output_dir / f"{name}.pt")
+                (output_dir / f"{name}.json").write_text(json.dumps(logged(trainer)))
+    # Transformers maps the optimizer state to "cpu:0" here, a location that torch cannot restore by itself.
+    torch.serialization.register_package(
+        0, lambda storage: None, lambda storage, location: storage if location == "cpu:0" else None
+    )
+    assert_resumes_identically(output_dir, 3, layout=(2, 2), ddp_backend="gloo")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> Path:
+    output_dir = tmp_path_factory.mktemp("two_processes")
+    root = Path(__file__).resolve().parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [__file__, str(output_dir)]
+    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return output_dir
+
+
+@pytest.mark.parametrize("layout", TWO_PROCESS_LAYOUTS)
+@pytest.mark.parametrize("normalization", ["group", "sequence", "batch", "local"])
+def test_two_processes_give_the_gradient_of_one(two_processes, normalization, layout):
+    # 5 groups on 2 processes: the middle one is split between them
+    gradients = torch.load(two_processes / f"{normalization}-{layout[0]}.pt")
+    expected, loss = reference_gradient(normalization, micro_batch_size=layout[0])
+    assert relative_error(gradients, expected) < 1e-6
+    log = json.loads((two_processes / f"{normalization}-{layout[0]}.json").read_text())
+    assert log["loss"] == pytest.approx(loss, abs=1e-4)
+    assert log["alpha"] == log["alpha_applied"] == pytest.approx(5 / 3)
+    assert (log["num_groups"], log["num_valid_groups"]) == (5, 3)
+    assert log["rewards/accuracy_reward"] == pytest.approx(10 / 20)
+
+
+# Metrics ------------------------------------------------------------------------------------------------------------
+
+
+def test_logged_metrics_by_hand(tmp_path):
+    trainer, _ = train(tmp_path, layout=(5, 4))
+    log = logged(trainer)
+    assert log["alpha"] == log["alpha_applied"] == pytest.approx(5 / 3)
+    assert log["inverse_alpha"] == pytest.approx(3 / 5)
+    assert (log["num_groups"], log["num_valid_groups"], log["num_draws"], log["num_dropped_groups"]) == (5, 3, 1, 0)
+    # easy: the all-right group; hard: the all-wrong one
+    assert (log["frac_easy"], log["frac_hard"], log["frac_identical"]) == (1 / 5, 1 / 5, 2 / 5)
+    # sample std of 2 of 4: sqrt(1/3); of 1 or 3 of 4: 3/4 squares, sqrt(1/4)
+    assert log["reward_std"] == pytest.approx((math.sqrt(1 / 3) + 2 * math.sqrt(1 / 4)) / 5)
+    assert log["reward"] == log["rewards/accuracy_reward"] == pytest.approx((2 + 4 + 0 + 1 + 3) / 20)
+    lengths = [len(completion_of(g, k, r)) for g, rewards in enumerate(REWARDS) for k, r in enumerate(rewards)]
+    assert log["completion_length"] == pytest.approx(sum(lengths) / 20)
+
+
+def test_entropy_is_the_token_mean_over_all_micro_batches(tmp_path):
+    entropies = [logged(train(tmp_path, layout=layout)[0])["entropy"] for layout in ONE_PROCESS_LAYOUTS]
+    assert entropies == pytest.approx([entropies[0]] * len(entropies))
+    assert 0 < entropies[0] < math.log(len(WORDS))
+
+
+def test_sampler_gap_is_logged_when_the_sampler_gives_log_probabilities(tmp_path):
+    logps, mask = forward_logps(make_model())
+    logprobs = [(row[keep] + 0.25).tolist() for row, keep in zip(logps.detach(), mask, strict=True)]
+    logprobs[0][0] = None  # vLLM's way to say that it has no value
+
+    def rollout(prompts, trainer):
+        return scripted_rollout(REWARDS)(prompts, trainer) | {"logprobs": logprobs}
+
+    trainer, _ = train(tmp_path, rollout=rollout, layout=(5, 4))
+    assert logged(trainer)["sampling/sampling_logp_difference/mean"] == pytest.approx(0.25, abs=1e-5)
+
+
+def test_easy_and_hard_follow_the_accuracy_reward_alone():
+    # columns: cosine-scaled accuracy (right >= 0.5, wrong <= 0), format. Groups of 2.
+    nan = math.nan
+    rewards = torch.tensor(
+        [
+            *([0.9, 1.0], [0.6, 0.0]),  # both right; totals 1.9 0.6: easy, valid
+            *([-0.4, 1.0], [0.0, 0.0]),  # both wrong: hard, valid
+            *([0.5, 0.0], [-0.5, 1.0]),  # totals 0.5 0.5: identical, neither easy nor hard
+            *([nan, 1.0], [nan, 0.0]),  # accuracy could not be judged: valid, neither easy nor hard
+            *([nan, nan], [nan, nan]),  # no reward at all: not a group
+        ]
+    )
+    metrics = group_metrics(rewards, torch.tensor([1.0, 1.0]), 2, accuracy_column=0)
+    assert (metrics["num_groups"], metrics["num_valid_groups"], metrics["num_unscored_completions"]) == (4, 3, 2)
+    assert (metrics["frac_easy"], metrics["frac_hard"], metrics["frac_identical"]) == (1 / 4, 1 / 4, 1 / 4)
+    assert metrics["alpha"] == pytest.approx(4 / 3)
+    # sample std of two numbers is their distance / sqrt(2): 1.3, 0.6, 0, 1
+    assert metrics["reward_std"] == pytest.approx((1.3 + 0.6 + 0 + 1) / math.sqrt(2) / 4)
+    # weights 1, 2: totals 2.9 0.6 | 1.6 0 | 0.5 1.5 | 2 0
+    metrics = group_metrics(rewards, torch.tensor([1.0, 2.0]), 2, accuracy_column=0)
+    assert metrics["num_valid_groups"] == 4
+    # by the total reward instead: no group has 1 or 0 throughout
+    metrics = group_metrics(rewards, torch.tensor([1.0, 1.0]), 2)
+    assert (metrics["frac_easy"], metrics["frac_hard"]) == (0, 0)
+    metrics = group_metrics(torch.tensor([[1.0], [1.0], [0.0], [0.0]]), torch.ones(1), 2)
+    assert (metrics["frac_easy"], metrics["frac_hard"]) == (1 / 2, 1 / 2)
+
+
+def test_metrics_of_a_batch_without_any_reward():
+    metrics = group_metrics(torch.full((4, 1), math.nan), torch.ones(1), 2)
+    assert (metrics["num_groups"], metrics["alpha"], metrics["num_unscored_completions"]) == (0, 0.0, 4)
+    assert math.isnan(metrics["reward_std"]) and math.isnan(metrics["frac_easy"])
+
+
+def test_accuracy_reward_is_found_by_name(tmp_path):
+    trainer, _ = train(tmp_path, reward_funcs=[short_reward, accuracy_reward])
+    assert trainer._accuracy_column == 1
+    log = logged(trainer)
+    assert (log["frac_easy"], log["frac_hard"]) == (1 / 5, 1 / 5)
+    assert log["rewards/short_reward"] == log["rewards/short_reward/mean"]
+    trainer, _ = train(tmp_path, reward_funcs=[short_reward, accuracy_reward], accuracy_reward="short_reward")
+    assert trainer._accuracy_column == 0
+    with pytest.raises(ValueError, match=r"accuracy_reward='exact'.*\['accuracy_reward'\]"):
+        train(tmp_path, accuracy_reward="exact")
+
+
+def test_baseline_trainer_changes_nothing_but_logging(tmp_path):
+    settings = {"layout": (4, 2), "scripted": False, "shuffle_dataset": True, "max_steps": 5}  # 2 steps an epoch
+    settings["reward_funcs"] = letter_accuracy
+    trainer, baseline = train(tmp_path, GRPOBaselineTrainer, **settings)
+    stock_trainer, stock = train(tmp_path, GRPOTrainer, **settings)
+    for step in range(5):
+        assert all(torch.equal(baseline[step][name], stock[step][name]) for name in stock[step])
+    scripted, _ = train(tmp_path, GRPOBaselineTrainer)
+    gpg, _ = train(tmp_path)
+    names = ["reward_std", "frac_easy", "frac_hard", "frac_identical", "alpha", "inverse_alpha", "num_groups"]
+    assert [logged(scripted)[name] for name in names] == [logged(gpg)[name] for name in names]
+    assert logged(scripted)["alpha_applied"] == 1.0
+    unchanged = set(logged(stock_trainer)) - {"reward_std", "step_time"}
+    assert {name: logged(trainer)[name] for name in unchanged} == {n: logged(stock_trainer)[n] for n in unchanged}
+
+
+def test_evaluation_runs_with_its_own_group_size(tmp_path):
+    trainer, _ = train(tmp_path, scripted=False, num_generations_eval=2, per_device_eval_batch_size=2)
+    metrics = trainer.evaluate(Dataset.from_dict({"prompt": [prompt_of(0), prompt_of(1)]}))
+    assert math.isfinite(metrics["eval_loss"])
+    trainer.num_generations_eval = 1  # one completion per prompt: no baseline, hence no signal
+    assert trainer.evaluate(Dataset.from_dict({"prompt": [prompt_of(0), prompt_of(1)]}))["eval_loss"] == 0
+
+
+# Running ------------------------------------------------------------------------------------------------------------
+
+
+def resume_settings(**settings):
+    # 5 prompts, 2 a step: 2 steps an epoch
+    return {
+        "reward_funcs": letter_accuracy,
+        "scripted": False,
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "shuffle_dataset": True,
+    } | settings
+
+
+def assert_resumes_identically(output_dir, checkpoint_step: int, whole=None, **settings):
+    """Compares gradients and final weights of a whole run with those of one resumed after `checkpoint_step` steps."""
+    trainer, gradients = whole or train(output_dir, **resume_settings(**settings))
+    assert len(gradients) == 4 and all(any(g.any() for g in step.values()) for step in gradients)
+    checkpoint = str(output_dir / f"checkpoint-{checkpoint_step}")
+    resumed, resumed_gradients = train(output_dir, resume=checkpoint, **resume_settings(**settings))
+    assert len(resumed_gradients) == 4 - checkpoint_step
+    for before, after in zip(gradients[checkpoint_step:], resumed_gradients, strict=True):
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    weights, resumed_weights = trainer.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("trainer_class", [GPGTrainer, GRPOBaselineTrainer])
+def test_resumed_training_is_bit_identical(tmp_path, trainer_class):
+    settings = {"trainer_class": trainer_class, "layout": (4, 2)}
+    whole = train(tmp_path, **resume_settings(**settings))
+    for checkpoint_step in (1, 2, 3):  # inside the first epoch, between two, inside the second
+        assert_resumes_identically(tmp_path, checkpoint_step, whole, **settings)
+
+
+# Configuration ------------------------------------------------------------------------------------------------------
+
+
+def config(**settings) -> GPGConfig:
+    return GPGConfig("unused", **({"bf16": False, "use_cpu": True, "report_to": []} | settings))
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "expected"),
+    [
+        ("paper", ("none", True, "group", "sampling")),
+        ("r0", ("group", False, "local", "one")),
+        ("r1", ("none", True, "local", "sampling")),
+    ],
+)
+def test_fidelity_gives_defaults_that_the_user_can_override(fidelity, expected):
+    resolved = config(fidelity=fidelity)
+    assert (resolved.f_norm, resolved.age, resolved.normalization, resolved.logp_temperature) == expected
+    assert resolved.scale_rewards == resolved.f_norm
+    overridden = config(fidelity=fidelity, f_norm="batch", age=not expected[1], normalization="sequence")
+    assert (overridden.f_norm, overridden.age, overridden.normalization) == ("batch", not expected[1], "sequence")
+    assert overridden.logp_temperature == expected[3]
+
+
+def test_r1_caps_alpha_at_20(tmp_path):
+    trainer, _ = train(tmp_path, fidelity="r1")
+    assert trainer._alpha_applied(5, 3) == pytest.approx(5 / 3)
+    assert trainer._alpha_applied(100, 1) == pytest.approx(20)
+    assert trainer._alpha_applied(20, 1) == pytest.approx(20)
+    assert logged(trainer)["alpha_applied"] == pytest.approx(5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fidelity": "r2"}, "fidelity='r2' needs the resampling loop, which is not available yet"),
+        ({"fidelity": "r3"}, "fidelity='r3' is unknown: expected one of 'paper', 'r0', 'r1'"),
+        ({"f_norm": "std"}, "f_norm='std' is unknown: expected one of 'none', 'group', 'batch'"),
+        ({"normalization": "token"}, "normalization='token' is unknown"),
+        ({"logp_temperature": "two"}, "logp_temperature='two' is unknown: expected one of 'sampling', 'one'"),
+        ({"beta": 0.04}, r"beta=0.04: expected 0.0; GPG has no KL term"),
+        ({"loss_type": "dapo"}, "loss_type='dapo': expected 'gpg'; .* normalization"),
+        ({"num_iterations": 2}, "num_iterations=2: expected 1"),
+        ({"vllm_importance_sampling_correction": True}, "vllm_importance_sampling_correction=True: expected False"),
+        ({"epsilon": 0.3}, "epsilon=0.3: expected 0.2; GPG does not clip"),
+        ({"scale_rewards": "group"}, "scale_rewards='group' contradicts f_norm='none'"),
+        ({"steps_per_generation": 4}, "steps_per_generation=4 differs from gradient_accumulation_steps=1"),
+        ({"generation_batch_size": 16}, "steps_per_generation=2 differs from gradient_accumulation_steps=1"),
+        ({"num_generations": 1}, "at least 2 generations"),
+    ],
+)
+def test_contradictory_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
+def test_all_problems_are_reported_together():
+    with pytest.raises(ValueError, match="(?s)f_norm='std'.*loss_type='grpo'.*beta=0.1"):
+        config(f_norm="std", beta=0.1, loss_type="grpo")
+
+
+def test_trl_config_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="args of type GRPOConfig: expected a GPGConfig"):
+        GPGTrainer(make_model(), accuracy_reward, GRPOConfig(str(tmp_path), bf16=False, use_cpu=True))
+
+
+if __name__ == "__main__":
+    two_process_worker(Path(sys.argv[1]))
