@@ -127,7 +127,7 @@ def test_grades_from_a_thread(grading_pool):
 
 
 def test_order_and_repeats(grading_pool):
-    pairs = [("$%d$" % (i % 7), "$\\boxed{%d}$ order" % (i % 5)) for i in range(100)]
+    pairs = [(f"${i % 7}$", f"$\\boxed{{{i % 5}}}$ order") for i in range(100)]
     assert [v.correct for v in grading_pool.grade("boxed", pairs)] == [i % 7 == i % 5 for i in range(100)]
 
 

@@ -31,7 +31,8 @@ ENGINES = ["transformers", pytest.param("vllm", marks=[needs_vllm, pytest.mark.v
 def _lines(folder: Path) -> dict[str, list[str]]:
     """Sample lines per benchmark, sorted: what must be equal after a resume."""
     return {
-        path.stem: sorted(path.read_text(encoding="utf-8").splitlines()) for path in (folder / "samples").glob("*.jsonl")
+        path.stem: sorted(path.read_text(encoding="utf-8").splitlines())
+        for path in (folder / "samples").glob("*.jsonl")
     }
 
 
@@ -132,7 +133,9 @@ def test_killed_and_restarted_equals_undisturbed(engine, random_checkpoint, tmp_
     first, second = records.read_run(undisturbed), records.read_run(disturbed)
     assert first.benchmarks == second.benchmarks and first.fingerprint == second.fingerprint
     finished = (disturbed / "run.json").read_bytes()
-    subprocess.run(_command(random_checkpoint, engine, disturbed), check=True, cwd=ROOT, capture_output=True, timeout=60)
+    subprocess.run(
+        _command(random_checkpoint, engine, disturbed), check=True, cwd=ROOT, capture_output=True, timeout=60
+    )
     assert (disturbed / "run.json").read_bytes() == finished  # a finished run is only read
 
 
@@ -203,7 +206,10 @@ def test_unreadable_checkpoints_are_named(random_checkpoint, tmp_path):
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "config.json").unlink(), "no config.json"),
         (lambda f: (f / "model.safetensors").unlink(), "no \\*.safetensors"),
-        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]), "half-written"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),
+            "half-written",
+        ),
     ):
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
@@ -287,6 +293,8 @@ def test_verify_sees_a_forged_mark(random_checkpoint, tmp_path, capsys):
     )  # fmt: skip
     assert main(["verify", str(out)]) == 0
     path = out / "samples" / "tiny_sums.jsonl"
-    path.write_text(path.read_text(encoding="utf-8").replace('"correct": false', '"correct": true', 1), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"correct": false', '"correct": true', 1), encoding="utf-8"
+    )
     assert main(["verify", str(out)]) == 1
     assert "NOT reproduced" in capsys.readouterr().out

@@ -10,7 +10,8 @@ from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items, wilso
 
 
 def test_wilson_by_hand():
-    # 8 of 10, z = 1.96: centre (0.8 + 3.8416/20) / 1.38416 = 0.71672; half 1.96/1.38416 * sqrt(0.016 + 3.8416/400) = 0.22657
+    # 8 of 10, z = 1.96: centre (0.8 + 3.8416/20) / 1.38416 = 0.71672
+    # half 1.96/1.38416 * sqrt(0.016 + 3.8416/400) = 0.22657
     low, high = wilson(8, 10, z=1.96)
     assert low == pytest.approx(0.49015, abs=1e-4)
     assert high == pytest.approx(0.94329, abs=1e-4)

@@ -1,0 +1,123 @@
+"""Run notebooks: ``python -m gpg_repro.notebooks run NOTEBOOK --parameters SCALE=smoke`` and ``prepare`` for tests.
+
+papermill only warns about an unknown parameter; here it is an error. Notebooks run in the repository's root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval_harness.errors import UserError, unknown
+from gpg_repro.paths import results
+
+
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """Names a notebook declares in its parameters cell.
+
+    Raises:
+        UserError: no such notebook, or it has no parameters cell.
+    """
+    import papermill
+
+    if not notebook.exists():
+        known = sorted(p.stem for p in notebook.parent.glob("*.ipynb"))
+        raise UserError(f"notebook {notebook} does not exist. There are: {', '.join(known) or 'none'}.")
+    declared = papermill.inspect_notebook(str(notebook))
+    if not declared:
+        raise UserError(f"notebook {notebook} has no cell tagged 'parameters'.")
+    return declared
+
+
+def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Refuse parameters the notebook does not declare."""
+    declared = declared_parameters(notebook)
+    for name in parameters:
+        if name not in declared:
+            raise unknown(f"parameter of {notebook.name}", name, declared)
+
+
+def run(notebook: Path, parameters: dict[str, Any], out: Path | None = None) -> Path:
+    """Execute a notebook with papermill, streaming its output; the executed copy is kept, also when a cell fails.
+
+    Raises:
+        UserError: unknown notebook or parameter, or a UserError raised in a cell.
+    """
+    import papermill
+
+    check_parameters(notebook, parameters)
+    scale = parameters.get("SCALE", "tiny")
+    out = out or results() / "notebooks" / str(scale) / notebook.name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(out),
+            parameters=parameters,
+            kernel_name="python3",
+            log_output=True,
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except papermill.PapermillExecutionError as error:
+        if error.ename in ("UserError", "EngineError"):
+            raise UserError(f"{error.evalue}\n(executed notebook: {out})") from None
+        raise
+    return out
+
+
+def prepare(scale: str, out: Path, source: Path = Path("notebooks")) -> list[Path]:
+    """Copies of all notebooks with their parameters set to a scale, for nbval."""
+    import nbformat
+    import papermill
+    from papermill.parameterize import parameterize_notebook
+
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in sorted(source.glob("*.ipynb")):
+        notebook = papermill.iorw.load_notebook_node(str(path))
+        values = {"SCALE": scale} if "SCALE" in declared_parameters(path) else {}
+        nbformat.write(
+            parameterize_notebook(notebook, values, kernel_name="python3", language="python"), out / path.name
+        )
+        written.append(out / path.name)
+    return written
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m gpg_repro.notebooks")
+    commands = parser.add_subparsers(dest="command", required=True)
+    execute = commands.add_parser("run", help="execute a notebook")
+    execute.add_argument("notebook", type=Path)
+    execute.add_argument("--out", type=Path)
+    execute.add_argument("--parameters", nargs="*", default=[], metavar="NAME=value")
+    copies = commands.add_parser("prepare", help="write copies at a scale, for nbval")
+    copies.add_argument("--scale", default="smoke")
+    copies.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "prepare":
+            for path in prepare(args.scale, args.out):
+                print(path)
+            return 0
+        parameters = {}
+        for pair in args.parameters:
+            name, separator, value = pair.partition("=")
+            if not separator:
+                raise UserError(f"parameter {pair!r}: expected NAME=value.")
+            parameters[name] = yaml.safe_load(value)
+        print(f"executed notebook: {run(args.notebook, parameters, args.out)}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""Where things lie. A checkout keeps everything under its root; an installed wheel uses the current folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
+
+
+def results() -> Path:
+    """The results folder: ``$GPG_RESULTS``, else ``results`` under the root."""
+    return Path(os.environ.get("GPG_RESULTS") or ROOT / "results")

