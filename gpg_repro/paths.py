@@ -12,3 +12,8 @@ ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 def results() -> Path:
     """The results folder: ``$GPG_RESULTS``, else ``results`` under the root."""
     return Path(os.environ.get("GPG_RESULTS") or ROOT / "results")
+
+
+def cache() -> Path:
+    """Where base models made on the spot are kept: ``$GPG_CACHE``, else ``.cache/gpg_repro`` under the root."""
+    return Path(os.environ.get("GPG_CACHE") or ROOT / ".cache" / "gpg_repro")

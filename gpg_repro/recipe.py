@@ -158,9 +158,12 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, scale: str = "tiny"
         "seed": seed,
         "setup": raw["scales"][scale],
     }
+    problems = []
     for key, value in settings:
         if key not in top:
-            _override(resolved, key, value)
+            problems += _override(resolved, key, value)
+    if problems:
+        raise UserError("\n".join(problems))
     try:
         return Recipe.model_validate(resolved)
     except ValidationError as error:
@@ -199,7 +202,8 @@ def _split(override: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _override(resolved: dict, key: str, value: Any) -> None:
+def _override(resolved: dict, key: str, value: Any) -> list[str]:
+    """Set one key; returns what is wrong with it, if anything."""
     sections = {
         "training": (resolved["setup"].get("training") or {}, Training.model_fields),
         "objective": (resolved["objective"], Objective.model_fields),
@@ -211,9 +215,9 @@ def _override(resolved: dict, key: str, value: Any) -> None:
         target, fields = sections.get(place, ({}, {}))
         if leaf in fields:
             target[leaf] = value
-            return
+            return []
     known = ["scale", "seed", *(f for _, fields in sections.values() for f in fields if f != "training")]
-    raise UserError(f"unknown recipe key {key!r}{_closest(leaf, known)} Known: {', '.join(known)}.")
+    return [f"unknown recipe key {key!r}{_closest(leaf, known)} Known: {', '.join(known)}."]
 
 
 def _closest(key: str, known: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from eval_harness.graders.pool import shared_pool
 from eval_harness.models import check_model
 from eval_harness.records import TrainingRecord
 from gpg_repro.datasets import get_training_set
-from gpg_repro.paths import results
+from gpg_repro.paths import cache, results
 from gpg_repro.prompts import SYSTEM_PROMPTS
 from gpg_repro.recipe import Recipe
 from gpg_repro.rewards import get_reward
@@ -79,9 +79,9 @@ def base_model(recipe: Recipe, progress: bool = True) -> str:
     """Path or hub id of the recipe's base; a tiny base is trained on the spot unless it is in the cache."""
     if recipe.setup.base not in BASES_ON_THE_SPOT:
         return recipe.setup.base
-    from gpg_repro.tiny import build_base
+    from gpg_repro.tiny.warmup import build_base
 
-    return str(build_base(scale=recipe.setup.base, progress=progress))
+    return str(build_base(cache(), scale=recipe.setup.base, progress=progress))
 
 
 def train(recipe: Recipe, *, root: Path | None = None, data_root: Path | None = None, progress: bool = True) -> Path:

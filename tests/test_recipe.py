@@ -71,6 +71,9 @@ def test_all_problems_at_once():
     with pytest.raises(UserError) as error:
         load_recipe("table3_gpg_rs1", ["max_steps=0", "top_p=2", "f_norm=std"])
     assert all(name in str(error.value) for name in ("max_steps", "top_p", "f_norm"))
+    with pytest.raises(UserError) as error:
+        load_recipe("table3_gpg_rs1", ["max_stps=1", "lr=2"])
+    assert "'max_stps'" in str(error.value) and "'lr'" in str(error.value)
 
 
 def test_bad_files_are_named(tmp_path):
