@@ -6,7 +6,7 @@ whether the problem belongs to the train or to the test split; the splits are th
 whatever is sampled. Randomness comes only from seeds (`random.Random` seeded with text, `hashlib`), so that a sample
 is the same in every process and on every platform.
 
-The suites are no benchmarks and borrow no benchmark's name. The standard library is all this module needs.
+The suites are no benchmarks and borrow no benchmark's name. This module needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import zip_longest
 
 SPLITS = ("train", "test")
@@ -53,14 +53,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Level:
-    """One difficulty level: which keys exist and how a key becomes (question, reasoning, answer).
+    """One difficulty level: `all_keys` enumerates it, `write` makes a key (question, reasoning, answer).
 
     `write` gets a generator seeded by the problem itself, for choices that do not change the problem (the order of
     two addends, the letters of a chain).
     """
 
     difficulty: int
-    keys: Callable[[], Iterator[Key]]
+    all_keys: Callable[[], Iterator[Key]]
     write: Callable[[Key, random.Random], tuple[str, str, str]]
 
 
@@ -104,7 +104,8 @@ class Suite:
         if not 0 <= num <= available:
             where = self.name if difficulty is None else f"{self.name}/{difficulty}"
             raise ValueError(
-                f"{where} holds {available} distinct {split} problems, but {num} were asked for; ask for 0 to {available}"
+                f"{where} holds {available} distinct {split} problems, but {num} were asked for; "
+                f"ask for 0 to {available}"
             )
         rng = random.Random(f"sample/{self.name}/{split}/{seed}")
         shuffled = [[(level, key) for key in rng.sample(keys, len(keys))] for level, keys in pools]
@@ -169,11 +170,11 @@ def _checked_split(split: str) -> str:
     return split
 
 
-@lru_cache(maxsize=None)
+@cache
 def _keys_by_level(suite: str, split: str) -> tuple[list[Key], ...]:
     """The keys of one split, one list per level. Cached: enumerating and hashing all suites takes about 0.2 s."""
     return tuple(
-        [key for key in level.keys() if _split_of(_digest(suite, level.difficulty, key)) == split]
+        [key for key in level.all_keys() if _split_of(_digest(suite, level.difficulty, key)) == split]
         for level in SUITES[suite].levels
     )
 

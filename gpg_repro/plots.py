@@ -23,7 +23,7 @@ def table_figure(table: Table, measured: pd.DataFrame, scale: str, reference: pd
     """Averages of a table: the published ones left, ours right, each on an axis of its own, with 95 % intervals."""
     sns.set_theme(style="whitegrid", context="notebook")
     rows = [row for row in table.rows_at(scale) if row.published or (measured.row == row.key).any()]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 0.52 * len(rows) + 2.1), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 0.52 * len(rows) + 2.1), layout="constrained")
     positions = {row.key: len(rows) - i for i, row in enumerate(rows)}
     published = published_scores(table)
     for row in rows:
@@ -34,6 +34,7 @@ def table_figure(table: Table, measured: pd.DataFrame, scale: str, reference: pd
                 "not in the paper",
                 va="center",
                 color="0.5",
+                bbox={"facecolor": "white", "edgecolor": "none"},
                 fontsize=10,
                 transform=left.get_yaxis_transform(),
             )
@@ -77,19 +78,19 @@ def table_figure(table: Table, measured: pd.DataFrame, scale: str, reference: pd
             )
         if label:
             right.plot([], [], marker, color="0.4", label=label, ls="")
-    columns = "benchmarks" if scale == "paper" else "tiny suites"
-    kind = "measured here" if scale == "paper" else f"Miniature (scale {scale}, not comparable)"
+    columns = "benchmarks" if scale == "paper" else "suites"
+    kind = "measured here" if scale == "paper" else f"Miniature ({scale}, not comparable)"
     right.set(
         title=f"{kind}: mean of {len(table.benchmarks_at(scale))} {columns}, %",
         yticks=list(positions.values()),
         yticklabels=[row.label if scale == "paper" else row.tiny_label for row in rows],
     )
     if len(sets) > 1:
-        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=2, frameon=False, fontsize=10)
+        right.legend(loc="upper right", bbox_to_anchor=(1.0, -0.1), ncol=2, frameon=False, fontsize=9)
     for axis in (left, right):
         axis.set_ylim(0.4, len(rows) + 0.6)
-        axis.margins(x=0.12)
-        axis.title.set_fontsize(11.5)
+        axis.margins(x=0.15)
+        axis.title.set_fontsize(11)
         sns.despine(ax=axis, left=True)
     figure.suptitle(
         f"Table {table.number}. Bars: 95 % intervals over items (published: implied by the item counts alone)",
