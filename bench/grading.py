@@ -68,9 +68,7 @@ def main() -> None:
             theirs.append(len(pairs) / (end - middle))
             ratios.append(ours[-1] / theirs[-1])
             identical &= [float(v.correct) for v in verdicts] == marks
-            print(
-                f"round {round_number}: pool {ours[-1]:.0f}/s, lighteval serially {theirs[-1]:.0f}/s, ratio {ratios[-1]:.2f}"
-            )
+            print(f"round {round_number}: {ours[-1]:.0f}/s, lighteval {theirs[-1]:.0f}/s, ratio {ratios[-1]:.2f}")
     print(
         json.dumps(
             {

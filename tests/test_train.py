@@ -33,8 +33,8 @@ def test_a_run_leaves_records_and_a_checkpoint(finished):
     assert run.recipe["name"] == "table3_gpg_age_rs1" and run.environment["prompts_used"] == 200
     steps = records.steps_frame(finished)
     assert steps["step"].tolist() == [1, 2, 3, 4]
-    needed = {"reward", "reward_std", "alpha", "inverse_alpha", "frac_easy", "frac_hard", "frac_identical", "num_groups",
-              "num_valid_groups", "num_draws", "completion_length", "rewards/accuracy_reward", "loss"}  # fmt: skip
+    needed = "reward reward_std alpha inverse_alpha frac_easy frac_hard frac_identical num_groups num_valid_groups"
+    needed = {*needed.split(), "num_draws", "completion_length", "rewards/accuracy_reward", "loss"}
     assert needed <= set(steps.columns)
     assert (steps["num_groups"] == 8).all()
     valid = steps[steps["num_valid_groups"] > 0]
