@@ -30,7 +30,7 @@ endif
 # $(call one_of,NAME,allowed values)
 one_of = $(if $(filter-out 1,$(words $($1)))$(filter-out $2,$($1)),$(error $1=$($1) is unknown; use one of: $2))
 $(call one_of,SCALE,smoke tiny paper)
-$(call one_of,ENGINE,auto vllm transformers openai)
+$(call one_of,ENGINE,auto vllm transformers)
 $(if $(strip $(DEVICE)),$(call one_of,DEVICE,cpu gpu))
 ifneq ($(shell printf '%s' '$(SEEDS)' | grep -Ec '^[1-9][0-9]*$$'),1)
 $(error SEEDS=$(SEEDS) is not a number of seeds; use 1, 2, 3, …)
@@ -47,7 +47,7 @@ $(call need,evaluate,BENCHMARKS,MODEL=path/to/checkpoint BENCHMARKS=math500)
 .PHONY: help install venv test lint lab recipes train evaluate bench lock clean FORCE
 
 help:
-	@echo "usage: make TARGET [SCALE=smoke|tiny|paper] [ENGINE=auto|vllm|transformers|openai] [SEEDS=n] [DEVICE=cpu|gpu]"
+	@echo "usage: make TARGET [SCALE=smoke|tiny|paper] [ENGINE=auto|vllm|transformers] [SEEDS=n] [DEVICE=cpu|gpu]"
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 	@for target in $(REPRODUCIBLE); do printf '  %-18s %s\n' $$target "run the notebook of that name at SCALE ($(SCALE))"; done
 

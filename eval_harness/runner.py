@@ -18,7 +18,7 @@ from typing import Any
 
 import xxhash
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from eval_harness import records
 from eval_harness.benchmarks import Benchmark, get_benchmark, prompts_hash
@@ -27,6 +27,7 @@ from eval_harness.errors import UserError
 from eval_harness.graders.base import Verdict
 from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
 from eval_harness.models import check_model
+from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Decoding, Item, RunRecord, Sample
 from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items
 
@@ -424,7 +425,7 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _bars(tasks: list[_Task], pending: dict[str, list[Item]], progress: bool) -> dict[str, tqdm]:
     return {
-        task.name: tqdm(
+        task.name: progress_bar(
             total=len(task.items) * task.decoding.samples,
             desc=task.benchmark.title,
             unit="sample",

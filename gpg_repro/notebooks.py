@@ -6,6 +6,7 @@ papermill only warns about an unknown parameter; here it is an error. Notebooks 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from eval_harness.errors import UserError, unknown
+from eval_harness.progress import TEXT_PROGRESS
 from gpg_repro.paths import results
 
 
@@ -50,6 +52,7 @@ def run(notebook: Path, parameters: dict[str, Any], out: Path | None = None) -> 
     import papermill
 
     check_parameters(notebook, parameters)
+    os.environ.setdefault(TEXT_PROGRESS, "1")  # inherited by the kernel: a terminal is watching
     scale = parameters.get("SCALE", "tiny")
     out = out or results() / "notebooks" / str(scale) / notebook.name
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ checkpoint/    the final weights and tokenizer; appears only when it is whole
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,14 +16,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from eval_harness import records
 from eval_harness.errors import UserError, unknown
 from eval_harness.graders.pool import shared_pool
 from eval_harness.models import check_model
+from eval_harness.progress import progress_bar
 from eval_harness.records import TrainingRecord
 from gpg_repro.datasets import get_training_set
 from gpg_repro.paths import cache, results
@@ -110,10 +113,17 @@ def train(recipe: Recipe, *, root: Path | None = None, data_root: Path | None = 
     if os.environ.get("RANK", "0") != "0":  # torchrun / accelerate: the main process holds the lock
         return _train(recipe, folder, base, identity, fingerprint, data_root, progress=False)
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
+        with FileLock(folder / ".lock").acquire(timeout=0), _threads(recipe):
             return _train(recipe, folder, base, identity, fingerprint, data_root, progress)
     except Timeout:
         raise UserError(f"another process is training in {folder}; wait for it.") from None
+
+
+def _threads(recipe: Recipe) -> contextlib.AbstractContextManager:
+    """One torch thread for the tiny models on a CPU: a second one only spins, and on a busy machine it costs dearly."""
+    from gpg_repro.tiny.warmup import one_thread
+
+    return contextlib.nullcontext() if recipe.scale == "paper" else one_thread()
 
 
 def _finished(folder: Path, fingerprint: str) -> bool:
@@ -144,7 +154,12 @@ def _train(recipe, folder, base, identity, fingerprint, data_root, progress) -> 
         num_steps=0,
         timings={},
         environment=records.environment()
-        | {"num_processes": trainer.accelerator.num_processes, "device": trainer.accelerator.device.type, **counts},
+        | {
+            "num_processes": trainer.accelerator.num_processes,
+            "device": trainer.accelerator.device.type,
+            "torch_threads": torch.get_num_threads(),
+            **counts,
+        },
     )
     if main:
         records.write_json(folder / "run.json", record)
@@ -209,8 +224,6 @@ def training_rows(recipe: Recipe, base: str, data_root: Path | None = None) -> t
 
 def build_trainer(recipe: Recipe, base: str, dataset: Any, output_dir: Path) -> Any:
     """The TRL trainer of a recipe: GPGTrainer, or TRL's own GRPO with the same logging and budget."""
-    import torch
-
     from gpg_repro.trainer import GPGConfig, GPGTrainer, GRPOBaselineTrainer, GRPOConfig
 
     t, o = recipe.setup.training, recipe.objective
@@ -294,7 +307,7 @@ class _Recorder(TrainerCallback):
             kept = [line for line in lines if _step_of(line) <= state.global_step]  # steps after the checkpoint re-run
             path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             name = f"{self._recipe.name} ({self._recipe.scale}, seed {self._recipe.seed})"
-            self._bar = tqdm(
+            self._bar = progress_bar(
                 total=state.max_steps, initial=state.global_step, desc=name, unit="step", disable=not self._progress
             )
 

@@ -160,7 +160,7 @@ def test_bare_make_lists_the_targets():
         (["test", "SCAEL=smoke"], "unknown variable 'SCAEL': did you mean SCALE?"),
         (["test", "SCALE=huge"], "SCALE=huge is unknown; use one of: smoke tiny paper"),
         (["test", "SCALE="], "SCALE= is unknown; use one of: smoke tiny paper"),
-        (["test", "ENGINE=vlm"], "ENGINE=vlm is unknown; use one of: auto vllm transformers openai"),
+        (["test", "ENGINE=vlm"], "ENGINE=vlm is unknown; use one of: auto vllm transformers"),
         (["test", "DEVICE=tpu"], "DEVICE=tpu is unknown; use one of: cpu gpu"),
         (["test", "SEEDS=0"], "SEEDS=0 is not a number of seeds"),
         (["train"], "train needs RECIPE"),

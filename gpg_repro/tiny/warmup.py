@@ -29,10 +29,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 import eval_harness.tiny_tasks as tiny_tasks
+from eval_harness.progress import progress_bar
 from eval_harness.tiny_tasks import SUITES, Problem, mixture
 from gpg_repro.tiny import model as model_source
 from gpg_repro.tiny import tokenizer as tokenizer_source
@@ -126,7 +126,7 @@ def build_base(
     try:
         tokenizer = build_tokenizer()
         started = time.perf_counter()
-        with _one_thread():
+        with one_thread():
             model = warm_up(tokenizer, config, seed, progress)
             train_seconds = time.perf_counter() - started
             problems = [problem for suite in SUITES.values() for problem in _eval_set(suite, config)]
@@ -175,7 +175,7 @@ def warm_up(
         for optimizer in optimizers
     ]
     model.train()
-    for batch in tqdm(batches, "warming up the tiny base", config.num_steps, disable=not progress, leave=False):
+    for batch in progress_bar(batches, "warming up the tiny base", config.num_steps, disable=not progress):
         num_target_tokens = sum(len(completion) for _, completion in batch)
         for start in range(0, len(batch), config.micro_batch_size):
             loss = _completion_loss(model, batch[start : start + config.micro_batch_size]) / num_target_tokens
@@ -302,7 +302,8 @@ def _publish(unfinished: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Run torch on one CPU thread: sums in a fixed order, and no spinning on a busy machine."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
