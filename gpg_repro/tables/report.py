@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from gpg_repro import plots
 from gpg_repro.paths import results as default_results
 from gpg_repro.tables import get_table
 from gpg_repro.tables.base import (
+    REFERENCE,
     RowRuns,
     Table,
     flat,
@@ -80,6 +82,23 @@ class Report:
         unsure = [g.label for g in frame.itertuples() if g.low <= 0 <= g.high]
         verdict = f"Not told apart from the base: {', '.join(unsure)}." if unsure else "Every interval excludes zero."
         return f"Paired gains ({source}, scale {self.scale}):\n\n" + "\n".join(lines) + f"\n\n{verdict}"
+
+    def save_reference(self, target: Path = REFERENCE) -> Path:
+        """Copy this run's records (not weights, not logs) to where committed records live, replacing the table's."""
+        root = target / self.scale / f"table{self.table.number}"
+        shutil.rmtree(root, ignore_errors=True)
+        for entry in self.runs:
+            for seed, folder in entry.folders.items():
+                copy = root / f"{entry.row.key}-seed{seed}"
+                for part in ("items", "samples"):
+                    shutil.copytree(folder / part, copy / part)
+                shutil.copy(folder / "run.json", copy)
+                training = training_folder(self.results, folder)
+                if training is not None:
+                    (copy / "training").mkdir()
+                    for name in ("run.json", "steps.jsonl"):
+                        shutil.copy(training / name, copy / "training")
+        return root
 
     def _saved(self, figure: Figure, suffix: str) -> Figure:
         folder = self.results / "figures" / self.scale
