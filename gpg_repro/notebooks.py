@@ -71,7 +71,24 @@ def run(notebook: Path, parameters: dict[str, Any], out: Path | None = None) -> 
         if error.ename in ("UserError", "EngineError"):
             raise UserError(f"{error.evalue}\n(executed notebook: {out})") from None
         raise
+    _drop_progress(out)
     return out
+
+
+def _drop_progress(path: Path) -> None:
+    """Take progress bars out of an executed notebook: they were for the terminal, and bury the results."""
+    import nbformat
+
+    widget = "application/vnd.jupyter.widget-view+json"
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr" and widget not in output.get("data", {})
+            ]
+    nbformat.write(notebook, path)
 
 
 def prepare(scale: str, out: Path, source: Path = Path("notebooks")) -> list[Path]:

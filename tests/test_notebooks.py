@@ -40,6 +40,12 @@ def test_runs_with_parameters(tmp_path):
     assert "smoke 42" in out.read_text(encoding="utf-8")
 
 
+def test_progress_is_for_the_terminal_only(tmp_path):
+    source = "import sys\nprint('50%|', file=sys.stderr)\nprint('kept')"
+    out = notebooks.run(_notebook(tmp_path / "a.ipynb", source), {}, tmp_path / "out.ipynb")
+    assert "kept" in out.read_text(encoding="utf-8") and "50%|\\n" not in out.read_text(encoding="utf-8")
+
+
 def test_undeclared_parameters_and_missing_notebooks_are_refused(tmp_path):
     path = _notebook(tmp_path / "a.ipynb", "pass")
     with pytest.raises(UserError, match="did you mean 'SCALE'"):

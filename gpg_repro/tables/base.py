@@ -435,9 +435,7 @@ def notes_for(table: Table, scale: str, runs: Sequence[RowRuns]) -> list[str]:
             "method, not a reproduction of the paper's scores; its columns share nothing with the benchmarks."
         )
     notes.append("Ours: percent [95 % interval over items]; n = training seeds × items.")
-    notes += [
-        f"{row.label if scale == 'paper' else row.tiny_label}: {row.note}" for row in table.rows_at(scale) if row.note
-    ]
+    notes += [f"{row.label}: {row.note}." for row in table.rows_at(scale) if row.note]
     for entry in runs:
         for seed, folder in entry.folders.items():
             run = records.read_run(folder)
