@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+_RESULT = "result: "
 SUITES = ["tiny_sums", "tiny_differences", "tiny_products", "tiny_chains", "tiny_remainders"]
 
 
@@ -77,7 +78,8 @@ def measure(kind: str, *arguments: str) -> tuple[float, int]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{kind} failed:\n{done.stderr[-3000:]}")
-    seconds, completions = json.loads(done.stdout.strip().splitlines()[-1])
+    line = next(line for line in done.stdout.splitlines() if line.startswith(_RESULT))  # vLLM prints too
+    seconds, completions = json.loads(line.removeprefix(_RESULT))
     return seconds, completions
 
 
@@ -92,7 +94,7 @@ def main() -> None:
     if args.one:
         kind, model, samples, tokens, *out = args.one
         work = harness if kind == "harness" else bare
-        print(json.dumps(work(model, int(samples), int(tokens), *out)))
+        print(_RESULT + json.dumps(work(model, int(samples), int(tokens), *out)), flush=True)
         return
     ratios, ours, theirs = [], [], []
     with tempfile.TemporaryDirectory() as folder:
