@@ -29,6 +29,7 @@ from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
 from eval_harness.models import check_model
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Decoding, Item, RunRecord, Sample
+from eval_harness.sources import default_data_root
 from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items
 
 DEFAULT_OUT = Path("results") / "runs"
@@ -140,7 +141,7 @@ def evaluate(
     if not benchmarks:
         raise UserError("no benchmark given; see `python -m eval_harness list`.")
     chosen = [get_benchmark(name) for name in dict.fromkeys(benchmarks)]
-    data_root = data_root or (Path(os.environ["EVAL_DATA_ROOT"]) if os.environ.get("EVAL_DATA_ROOT") else None)
+    data_root = data_root or default_data_root()
     engine = resolve_engine(engine)
     identity = check_model(model, revision)
     if max_model_len and identity["context"] and max_model_len > identity["context"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Hub:
             raise UserError(
                 f"the data set {self.describe()} is neither cached nor reachable ({type(error).__name__}: "
                 f"{str(error).splitlines()[0][:200]}). Either connect to the hub, or give --data-root DIR with a "
-                f"{self.local_file} of columns {', '.join(self.columns)}."
+                f"{self.local_file} of columns {', '.join(self.columns)} (under make: EVAL_DATA_ROOT=DIR)."
             ) from error
         return [dict(row) for row in data.select_columns(list(self.columns))]
 
@@ -66,6 +67,11 @@ class Generated:
     def rows(self, data_root: Path | None) -> tuple[list[dict[str, Any]], str]:
         """Rows and a name for where they came from; ``data_root`` does not apply."""
         return list(self.make()), self.describe()
+
+
+def default_data_root() -> Path | None:
+    """``EVAL_DATA_ROOT``, the folder of local copies used when none is given; None if it is not set."""
+    return Path(os.environ["EVAL_DATA_ROOT"]) if os.environ.get("EVAL_DATA_ROOT") else None
 
 
 def read_jsonl(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -146,6 +146,12 @@ def test_paper_scale_lists_everything_missing_before_any_work(tmp_path, monkeypa
     assert "10 things are missing" in text and not any(tmp_path.iterdir())
 
 
+def test_paper_scale_takes_local_copies_from_the_environment(tmp_path, monkeypatch, data_root):
+    monkeypatch.setenv("EVAL_DATA_ROOT", str(data_root))
+    with pytest.raises(UserError, match="5 things are missing"):
+        run_table(TABLE, "paper", engine="transformers", results=tmp_path)
+
+
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match="did you mean 'tiny'"):
         run_table(TABLE, "tinny", results=tmp_path)

@@ -17,6 +17,7 @@ from eval_harness.errors import UserError, unknown
 from eval_harness.models import check_model
 from eval_harness.records import Sample
 from eval_harness.runner import Overrides, evaluate
+from eval_harness.sources import default_data_root
 from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items
 from gpg_repro.paths import ROOT
 from gpg_repro.paths import results as default_results
@@ -144,6 +145,7 @@ def _engine_for(row: Row, scale: str, engine: str) -> str:
 
 
 def _run_released(table: Table, engine: str, runs_root: Path, data_root: Path | None, progress: bool) -> list[RowRuns]:
+    data_root = data_root or default_data_root()
     with_checkpoint = [row for row in table.rows if row.hub]
     missing = []
     for row in with_checkpoint:
