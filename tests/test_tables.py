@@ -93,6 +93,7 @@ def test_gains_are_paired(runs):
     # per suite the differences are 4 x 1, 2 x 0.5, 14 x 0: variance (4 + .5 - 20 * .25^2)/19 = 0.17105
     se = (5 * 0.17105 / 20) ** 0.5 / 5
     assert (row.high - row.gain) / 100 == pytest.approx(1.985 * se, rel=2e-3)
+    assert row.gain - row.low == pytest.approx(row.high - row.gain)
     assert row.num_items == 100 and row.num_seeds == 2
 
 
