@@ -152,7 +152,6 @@ def test_a_dead_engine_is_reported_and_what_was_done_stays(random_checkpoint, tm
 
     options = dict(engine="transformers", out=tmp_path / "run", progress=False, overrides=Overrides(max_new_tokens=4))
     monkeypatch.setattr(runner.EngineProcess, "generate", dies_after_ten)
-    monkeypatch.setattr("eval_harness.engines.transformers._BATCH_ROWS", 8)
     with pytest.raises(EngineError, match="engine stopped"):
         evaluate(str(random_checkpoint), ["tiny_sums", "tiny_chains"], **options)
     kept = sum(map(len, _lines(tmp_path / "run").values()))

@@ -112,27 +112,28 @@ class TransformersBackend:
             do_sample=False,
             max_new_tokens=min(sampling.max_new_tokens, self._max_model_len - width),
             pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_id=self._eos_ids(),
+            eos_token_id=sorted(self._eos_ids()),
         )
         output = self._model.generate(**padded, generation_config=config, logits_processor=processors)[:, width:]
+        eos_ids = self._eos_ids()
         results: dict[str, Result] = {}
         for (request, ids, _), tokens in zip(rows, output.tolist(), strict=True):
-            completion = self._completion(tokens, min(request.sampling.max_new_tokens, self._max_model_len - len(ids)))
+            completion = self._completion(tokens, eos_ids)
             result = results.setdefault(request.key, Result(request.key, [], len(ids)))
             result.completions.append(completion)
         return list(results.values())
 
-    def _eos_ids(self) -> list[int]:
+    def _eos_ids(self) -> set[int]:
         configured = self._model.generation_config.eos_token_id
         configured = configured if isinstance(configured, list) else [configured]
-        return [i for i in {*configured, self._tokenizer.eos_token_id} if i is not None]
+        return {i for i in (*configured, self._tokenizer.eos_token_id) if i is not None}
 
-    def _completion(self, tokens: list[int], limit: int) -> Completion:
-        end = next((i for i, token in enumerate(tokens) if token in set(self._eos_ids())), None)
+    def _completion(self, tokens: list[int], eos_ids: set[int]) -> Completion:
+        end = next((i for i, token in enumerate(tokens) if token in eos_ids), None)
         kept = tokens if end is None else tokens[: end + 1]
         reason = "stop" if end is not None else "length"
         text = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(text=text, finish_reason=reason, num_tokens=len(kept[:limit]))
+        return Completion(text=text, finish_reason=reason, num_tokens=len(kept))
 
     def _warpers(self, sampling) -> list:
         t = self._transformers
