@@ -1,66 +1,113 @@
 """GPG training on TRL: `GPGTrainer` and `GPGConfig`, drop-in where `GRPOTrainer` and `GRPOConfig` are used.
 
-The method is in `gpg_repro.objective`; TRL generates, scores and steps. This module sits between them: once per
-generation batch it turns the gathered rewards and completion lengths of all processes into one weight per completion,
-and the loss is the weighted sum of -log pi over the tokens. Because every denominator is inside the weights,
-micro-batch size, gradient accumulation and the number of processes leave the gradient unchanged
-(`normalization="local"` excepted, by definition).
+The method is in `gpg_repro.objective`, the bookkeeping of draws, rows and micro-batches in `gpg_repro.batch`; TRL
+generates, scores and steps. This module sits between them. For every optimiser step it draws completions until enough
+groups are valid, gives each completion one weight, and hands only those that carry a gradient to the model. The loss is
+the weighted sum of -log pi over the tokens. Because every denominator is inside the weights, micro-batch size, gradient
+accumulation, the number of processes and skipping leave the gradient unchanged (`normalization="local"` depends on the
+layout, by definition, and on nothing else).
 
 Departures from the paper
- 1. Thresholding and resampling (beta_th) are not available yet; every batch is one draw.
- 2. A completion without any reward (every reward function returned None) leaves all means, counts and denominators; the
+ 1. The threshold test is the released code's, valid groups >= beta_th * Q; Algorithm 1 wants strictly more.
+ 2. After `max_draws` draws the batch is taken as it is, with a warning. The paper sets no limit.
+ 3. A completion without any reward (every reward function returned None) leaves all means, counts and denominators; the
     paper does not meet the case. A group without a scored completion is not counted in B.
 
-Departures from the authors' released code, which `fidelity="r0"` and `"r1"` otherwise follow
- 3. alpha and the batch standard deviation come from the whole generation batch, all accumulation steps included, where
-    the code takes each micro-batch by itself. There is one alpha per optimiser step.
- 4. A group is invalid when its rewards are equal in float32, where the code tests its standard deviation; the
+Departures from the authors' released code, which `fidelity="r0"`, `"r1"` and `"r2"` otherwise follow
+ 4. alpha and the batch standard deviation come from the whole generation batch, all accumulation steps included, where
+    the code takes each micro-batch by itself. There is one alpha per optimiser step, and one threshold test.
+ 5. A group is invalid when its rewards are equal in float32, where the code tests its standard deviation; the
     advantages of such a group are exactly zero.
- 5. No reference model is loaded; `open-rs` loads one to log a KL term it does not use.
- 6. easy and hard groups are told from the accuracy reward, where the code looks for a total reward of 1 or 0.
+ 6. No reference model is loaded unless `beta` is set; `open-rs` loads one to log a KL term it does not use.
+ 7. easy and hard groups are told from the accuracy reward, where the code looks for a total reward of 1 or 0.
+ 8. Resampled prompts come from one stream in epoch order and the length of training is counted in optimiser steps; the
+    math code uses up its epoch by resampling (the schedule never finishes), the multimodal code repeats the head of
+    epoch 0.
+ 9. R2 of the math code aborts after 20 draws and counts one too few; here as in 2. The multimodal code adds 1e-5 to
+    1/alpha; nothing is added here.
+10. With `beta`, reference log-probabilities travel with their completions; R2 pairs them with other rows.
 
 Departures from TRL 1.16's GRPOTrainer
- 7. No probability ratio, no clipping, no KL term and no reference model. Settings of TRL that would be ignored or would
-    break the exactness above are refused, all of them in one error.
- 8. The denominators are global. TRL's "grpo" and "bnpo" losses average micro-batch means, and all its losses keep the
+11. No probability ratio and no clipping. Settings of TRL that would be ignored or would break the exactness above are
+    refused, all of them in one error.
+12. The denominators are global. TRL's "grpo" and "bnpo" losses average micro-batch means, and all its losses keep the
     tokens of completions without a reward in the denominator.
- 9. For `"local"` the micro-batches are those of arrival order, whole groups together as in the released code; TRL's
-    "bnpo" shuffles completions over micro-batches first. With one micro-batch per process they are the same.
-10. `logp_temperature="one"` takes log-probabilities from undivided logits, as the code behind the 1.5B rows does.
-11. Prompts come in TRL's order also after resuming in a later epoch; TRL's sampler would start over with its first
-    permutation. (`GRPOBaselineTrainer` shares this.)
-12. `reward_std` is the mean over groups of the within-group standard deviation, as in the released code; TRL logs the
-    standard deviation over all rewards under that name.
+13. For `"local"` the micro-batches behind the denominators are those of arrival order, whole groups together as in the
+    released code; TRL's "bnpo" shuffles completions over micro-batches first. With one micro-batch per process they are
+    the same.
+14. Completions of groups without signal get no forward and no backward pass; the others are spread evenly over
+    processes and packed by length. Metrics of the update (entropy, kl) are means over the tokens trained on.
+15. `logp_temperature="one"` takes log-probabilities from undivided logits, as the code behind the 1.5B rows does.
+16. Prompts come in TRL's order, but from `PromptStream` rather than the dataloader, which only counts steps; a resumed
+    run continues with the next draw. (`GRPOBaselineTrainer` resumes in the right order too; TRL's sampler starts over
+    with its first permutation.)
+17. `reward_std` is the mean over groups of the within-group standard deviation, as in the released code; TRL logs the
+    standard deviation over all rewards under that name. With several draws, metrics of sampling are the first draw's.
+
+Collectives beside TRL's: one gather of completion lengths per draw, one reduction of logged sums per step, and, when
+processes hold unequal numbers of rows to train on, one exchange of the surplus rows.
 """
 
+import json
+import logging
+import os
+import resource
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
-from transformers import PreTrainedModel
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset, Sampler
+from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head, get_config_model_id
 
-from gpg_repro.objective import F_NORMS, NORMALIZATIONS, age_alpha, completion_weights, group_advantages, valid_groups
+from gpg_repro.batch import (
+    MODEL_INPUT_KEYS,
+    PromptStream,
+    Row,
+    collate_rows,
+    copy_row,
+    deal,
+    micro_batches,
+    num_passes,
+    reached,
+    select_groups,
+    select_groups_released,
+    split_rows,
+)
+from gpg_repro.objective import (
+    F_NORMS,
+    NORMALIZATIONS,
+    age_alpha,
+    completion_weights,
+    group_advantages,
+    kl_k3,
+    valid_groups,
+)
+
+logger = logging.getLogger(__name__)
 
 LOGP_TEMPERATURES = ("sampling", "one")
 
 # What each released generation of the method does where the user leaves the choice open (None).
 FIDELITY_DEFAULTS = {
-    "paper": {"f_norm": "none", "age": True, "normalization": "group", "logp_temperature": "sampling"},
-    "r0": {"f_norm": "group", "age": False, "normalization": "local", "logp_temperature": "one"},
-    "r1": {"f_norm": "none", "age": True, "normalization": "local", "logp_temperature": "sampling"},
+    "paper": {"f_norm": "none", "age": True, "beta_th": 0.0, "normalization": "group", "logp_temperature": "sampling"},
+    "r0": {"f_norm": "group", "age": False, "beta_th": 0.0, "normalization": "local", "logp_temperature": "one"},
+    "r1": {"f_norm": "none", "age": True, "beta_th": 0.0, "normalization": "local", "logp_temperature": "sampling"},
+    "r2": {"f_norm": "none", "age": True, "beta_th": 0.5, "normalization": "local", "logp_temperature": "sampling"},
 }
 R1_MIN_INVERSE_ALPHA = 0.05  # R1 divides by max(1 - M/B, 0.05): alpha is at most 20
 
 # TRL settings that GPG's loss would ignore or that break its exactness: the only value accepted, and the reason.
 REQUIRED_SETTINGS: dict[str, tuple[Any, str]] = {
     "loss_type": ("gpg", "the loss is GPG's; choose its denominators with normalization"),
-    "beta": (0.0, "GPG has no KL term and no reference model"),
     "num_iterations": (1, "GPG has no probability ratio, so completions serve one update"),
     "vllm_importance_sampling_correction": (False, "GPG has no probability ratio to correct"),
     "importance_sampling_level": ("token", "GPG has no probability ratio"),
@@ -75,27 +122,14 @@ REQUIRED_SETTINGS: dict[str, tuple[Any, str]] = {
     "router_aux_loss_coef": (0.0, "GPG has no auxiliary loss"),
 }
 
-# Keys of TRL's generation batch that the model's forward may need beside the token ids (images).
-MODEL_INPUT_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
-
 
 @dataclass
 class GPGConfig(GRPOConfig):
     """Settings of `GPGTrainer`: TRL's `GRPOConfig` plus the switches of the method.
 
-    `None` in `f_norm`, `age`, `normalization` or `logp_temperature` means "as `fidelity` has it" and is resolved on
-    construction; a value that is given wins.
+    `None` in `f_norm`, `age`, `beta_th`, `normalization` or `logp_temperature` means "as `fidelity` has it" and is
+    resolved on construction; a value that is given wins. `beta` > 0 adds a k3 KL term against the initial model, for
+    the paper's ablation; GPG has none.
 
     Raises:
         ValueError: an unknown choice, a TRL setting that contradicts GPG, or `steps_per_generation` other than
@@ -104,7 +138,10 @@ class GPGConfig(GRPOConfig):
 
     fidelity: str = field(
         default="paper",
-        metadata={"help": "Whose defaults: 'paper' (the equations), 'r0' or 'r1' (generations of released code)."},
+        metadata={
+            "help": "Whose defaults: 'paper' (the equations), or a generation of released code: 'r0' (no AGE), 'r1' "
+            "(AGE, alpha at most 20) or 'r2' (AGE and resampling, alpha counts valid groups that were dropped)."
+        },
     )
     f_norm: str | None = field(
         default=None,
@@ -113,6 +150,26 @@ class GPGConfig(GRPOConfig):
     age: bool | None = field(
         default=None,
         metadata={"help": "Whether to multiply the loss by alpha = B/(B-M), Eq. 7 and 8. paper: True."},
+    )
+    beta_th: float | None = field(
+        default=None,
+        metadata={
+            "help": "Least share of valid groups in a step's batch, in (0, 1]: below it the valid ones are kept and "
+            "more prompts drawn (section 2.3). 0: one draw. paper, r0, r1: 0; r2: 0.5."
+        },
+    )
+    max_draws: int = field(
+        default=20, metadata={"help": "Draws per step after which the batch is accepted with a warning."}
+    )
+    fixed_alpha: float | None = field(
+        default=None, metadata={"help": "A constant in place of alpha = B/(B-M), for comparison; switches age off."}
+    )
+    skip_invalid_groups: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether completions of groups without signal skip forward and backward. Their gradient is zero; "
+            "with beta > 0 it is not, and nothing is skipped."
+        },
     )
     normalization: str | None = field(
         default=None,
@@ -148,14 +205,25 @@ class GPGConfig(GRPOConfig):
         self.scale_rewards = self.f_norm  # same vocabulary; makes the advantages that TRL logs the ones we use
 
     def _resolve_fidelity(self) -> list[str]:
-        if self.fidelity == "r2":
-            return ["fidelity='r2' needs the resampling loop, which is not available yet. Use 'paper', 'r0' or 'r1'."]
         if self.fidelity not in FIDELITY_DEFAULTS:
-            return [f"fidelity={self.fidelity!r} is unknown: expected one of 'paper', 'r0', 'r1'."]
+            return [
+                f"fidelity={self.fidelity!r} is unknown: expected one of {', '.join(map(repr, FIDELITY_DEFAULTS))}."
+            ]
+        problems = []
+        if self.fixed_alpha is not None:
+            if self.age:
+                problems.append("fixed_alpha and age=True contradict each other: give one of them.")
+            if not self.fixed_alpha > 0:
+                problems.append(f"fixed_alpha={self.fixed_alpha!r}: expected a positive factor.")
+            self.age = False
         for name, default in FIDELITY_DEFAULTS[self.fidelity].items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
-        return []
+        if not 0 <= self.beta_th <= 1:
+            problems.append(f"beta_th={self.beta_th!r}: expected a share in (0, 1], or 0 for a single draw.")
+        if self.max_draws < 1:
+            problems.append(f"max_draws={self.max_draws!r}: expected at least 1.")
+        return problems
 
     def _contradictions(self) -> list[str]:
         choices = {"f_norm": F_NORMS, "normalization": NORMALIZATIONS, "logp_temperature": LOGP_TEMPERATURES}
@@ -169,6 +237,13 @@ class GPGConfig(GRPOConfig):
             for name, (required, reason) in REQUIRED_SETTINGS.items()
             if (value := getattr(self, name)) != required
         ]
+        if self.beta < 0:
+            problems.append(f"beta={self.beta!r}: expected a KL coefficient of at least 0.")
+        if self.fidelity == "r2" and self.per_device_train_batch_size % self.num_generations:
+            problems.append(
+                f"per_device_train_batch_size={self.per_device_train_batch_size} is no multiple of num_generations="
+                f"{self.num_generations}: fidelity 'r2' keeps whole groups on a process."
+            )
         if self.scale_rewards not in (None, self.f_norm):
             problems.append(
                 f"scale_rewards={self.scale_rewards!r} contradicts f_norm={self.f_norm!r}: set f_norm alone."
@@ -254,9 +329,18 @@ def group_metrics(
 class GroupMetricsMixin:
     """Logs the group statistics of the paper beside TRL's metrics; changes nothing else. Put it before `GRPOTrainer`.
 
-    Per generation batch, in training and evaluation: everything of `group_metrics` (its `reward_std` replaces TRL's),
-    `alpha_applied` (the factor in this trainer's loss), `num_draws`, `num_dropped_groups` (valid groups sampled but not
-    trained on), `completion_length` (mean tokens, EOS included) and `rewards/<name>` (mean of each reward function).
+    Per optimiser step, over all processes:
+        of the first draw (unbiased), in training and evaluation: everything of `group_metrics` (its `reward_std`
+            replaces TRL's), `completion_length` (mean tokens, EOS included) and `rewards/<name>`;
+        of the batch that is trained on: `batch/reward` and, of `group_metrics`, `batch/num_groups`,
+            `batch/num_valid_groups`, `batch/alpha`, `batch/inverse_alpha`, `batch/frac_identical`, `batch/frac_easy`,
+            `batch/frac_hard`, `batch/reward_std`; the same numbers unless groups were resampled;
+        `alpha_applied` (the factor in this trainer's loss), `num_draws`, `num_dropped_groups` (valid groups sampled but
+            not trained on), `prompts_consumed` (since the start of the run), `clipped` (1 where clipping changed the
+            gradient; `grad_norm` is the norm before);
+        `tokens/generated` and `tokens/trained` (completion tokens), `time/generate`, `time/grade` and `time/update`
+            (seconds of this process; on a GPU, kernels still queued count for the phase that waits for them) and
+            `peak_memory_mib` (of the device; on a CPU, the process's largest resident size so far).
 
     Raises:
         ValueError: `accuracy_reward` of the config names no reward function.
@@ -265,7 +349,9 @@ class GroupMetricsMixin:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._accuracy_column = self._find_accuracy_reward(getattr(self.args, "accuracy_reward", None))
-        self._rewards_per_func: Tensor | None = None  # [N, F] gathered rewards of the latest generation batch
+        self._rewards_per_func: Tensor | None = None  # [N, F] gathered rewards of the latest draw
+        self._seconds = dict.fromkeys(("generate", "grade", "rollout"), 0.0)
+        self.add_callback(_PhaseTimes(self))
 
     def _find_accuracy_reward(self, name: str | None) -> int | None:
         names = self.reward_func_names
@@ -274,31 +360,108 @@ class GroupMetricsMixin:
         candidates = [name] if name else [n for n in names if "accuracy" in n.lower() or "cosine" in n.lower()]
         return names.index(candidates[0]) if candidates else None
 
+    def _generate(self, *args, **kwargs):
+        with _Timed(self._seconds, "generate"):
+            return super()._generate(*args, **kwargs)
+
     def _calculate_rewards(self, *args, **kwargs) -> Tensor:
-        self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)
+        with _Timed(self._seconds, "grade"):
+            self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)
         return self._rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
-        training = self.model.training
-        num_generations = self.num_generations if training else self.num_generations_eval
-        metrics = group_metrics(self._rewards_per_func, self.reward_weights, num_generations, self._accuracy_column)
-        log = self._metrics["train" if training else "eval"]
+        with _Timed(self._seconds, "rollout"):
+            batch = super()._generate_and_score_completions(inputs)
+            metrics = self._log_draw()
+            if self.model.training:
+                self._log_batch(metrics, num_valid_drawn=metrics["num_valid_groups"])
+        return batch
+
+    def _log_draw(self) -> dict[str, float]:
+        """Adds the statistics of the draw that TRL has just logged to its metrics, and returns them."""
+        log = self._metrics["train" if self.model.training else "eval"]
+        num_generations = self.num_generations if self.model.training else self.num_generations_eval
         log["reward_std"].pop()  # TRL's, over all rewards
-        metrics |= {
-            "alpha_applied": self._alpha_applied(metrics["num_groups"], metrics["num_valid_groups"]),
-            "num_draws": 1,
-            "num_dropped_groups": 0,
-            "completion_length": log["completions/mean_length"][-1],
-        }
+        statistics = group_metrics(self._rewards_per_func, self.reward_weights, num_generations, self._accuracy_column)
+        metrics = statistics | {"completion_length": log["completions/mean_length"][-1]}
         metrics |= {f"rewards/{name}": log[f"rewards/{name}/mean"][-1] for name in self.reward_func_names}
         for name, value in metrics.items():
             log[name].append(value)
-        return batch
+        return statistics | {"reward": log["reward"][-1]}
 
-    def _alpha_applied(self, num_groups: int, num_valid: int) -> float:
+    def _log_batch(
+        self, metrics: dict[str, float], num_valid_drawn: int, num_draws: int = 1, alpha: float | None = None
+    ) -> None:
+        """Logs the statistics of the batch that is trained on."""
+        log = self._metrics["train"]
+        num_tokens = log["completions/mean_length"][-1] * self.args.generation_batch_size
+        per_draw = self.args.generation_batch_size // self.num_generations
+        values = {f"batch/{name}": value for name, value in metrics.items() if name != "num_unscored_completions"} | {
+            "alpha_applied": self._alpha_applied(metrics["num_groups"], metrics["num_valid_groups"], num_valid_drawn)
+            if alpha is None
+            else alpha,
+            "num_draws": num_draws,
+            "num_dropped_groups": num_valid_drawn - metrics["num_valid_groups"],
+            "prompts_consumed": self._draws_made() * per_draw,
+        }
+        if num_draws == 1:
+            values["tokens/generated"] = num_tokens
+        for name, value in values.items():
+            log[name].append(value)
+
+    def _draws_made(self) -> int:
+        """Draws since the start of the run, this step's included."""
+        return self.state.global_step + 1
+
+    def _alpha_applied(self, num_groups: int, num_valid: int, num_valid_drawn: int) -> float:
         """The factor by which this trainer's loss is corrected for groups without signal."""
         return 1.0
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None:
+            limit = self.args.max_grad_norm
+            self._metrics["train"]["clipped"].append(float(0 < limit < float(norm)))
+        return norm
+
+
+class _Timed:
+    """Adds the seconds spent inside a `with` block to an entry of a dictionary."""
+
+    def __init__(self, seconds: dict[str, float], name: str):
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error) -> None:
+        self.seconds[self.name] += time.perf_counter() - self.start
+
+
+class _PhaseTimes(TrainerCallback):
+    """Pushes times and peak memory of every optimiser step into the trainer's metrics."""
+
+    def __init__(self, trainer: GroupMetricsMixin):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+        for name in self.trainer._seconds:
+            self.trainer._seconds[name] = 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        seconds, log = self.trainer._seconds, self.trainer._metrics["train"]
+        log["time/generate"].append(seconds["generate"])
+        log["time/grade"].append(seconds["grade"])
+        log["time/update"].append(time.perf_counter() - self.start - seconds["rollout"])
+        log["peak_memory_mib"].append(_peak_memory_mib())
+
+
+def _peak_memory_mib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 class EpochSampler(Sampler[int]):
@@ -323,8 +486,11 @@ class EpochSampler(Sampler[int]):
         return len(self.sampler)
 
 
-class ResumableOrderMixin:
-    """Makes a run that is resumed in a later epoch see the prompts an undisturbed one would see."""
+class GRPOBaselineTrainer(GroupMetricsMixin, GRPOTrainer):
+    """TRL's own GRPOTrainer, logging the metrics of `GroupMetricsMixin`: the comparison rows.
+
+    A run that is resumed in a later epoch sees the prompts an undisturbed one would see.
+    """
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         sampler = super()._get_train_sampler(dataset)
@@ -335,15 +501,37 @@ class ResumableOrderMixin:
         return EpochSampler(sampler, lambda: self.state.global_step // max(steps_per_epoch, 1))
 
 
-class GRPOBaselineTrainer(GroupMetricsMixin, ResumableOrderMixin, GRPOTrainer):
-    """TRL's own GRPOTrainer, logging the metrics of `GroupMetricsMixin`: the comparison rows."""
+@dataclass
+class _Draw:
+    """One round of sampling. Global tensors cover the N rows of all processes; `rows` are this process's own."""
+
+    rewards_per_func: Tensor  # [N, F]
+    rewards: Tensor  # [N] float32, weighted sum
+    scored: Tensor  # [N] bool
+    lengths: Tensor  # [N] trained tokens
+    valid: list[bool]  # [Q]
+    rows: dict[int, Row]  # by row number in the draw
 
 
-class GPGTrainer(GroupMetricsMixin, ResumableOrderMixin, GRPOTrainer):
+class _Steps(TorchDataset):
+    """What the dataloader counts: as many entries as the training set, which the prompt stream reads instead."""
+
+    def __init__(self, num_rows: int):
+        self.num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"index": index}
+
+
+class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
     """Trains with the GPG loss. Arguments are those of TRL's `GRPOTrainer`, with `args` a `GPGConfig`.
 
     Raises:
         TypeError: `args` is not a `GPGConfig`.
+        ValueError: the training set is a stream without a length, or too small for one draw.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "gpg"]
@@ -352,6 +540,7 @@ class GPGTrainer(GroupMetricsMixin, ResumableOrderMixin, GRPOTrainer):
         "title": "GPG: A Simple and Strong Reinforcement Learning Baseline for Model Reasoning",
         "id": "2504.02546",
     }
+    _STREAM_FILE = "prompt_stream.json"
 
     def __init__(
         self,
@@ -369,61 +558,283 @@ class GPGTrainer(GroupMetricsMixin, ResumableOrderMixin, GRPOTrainer):
         super().__init__(model, reward_funcs, args, *remaining, **kwargs)
         if args.logp_temperature == "one" and args.temperature != 1.0:
             # Replaces the head TRL added: same log-probabilities and entropies, from logits not divided by temperature.
-            add_fused_lm_head(
-                self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model,
-                temperature=1.0,
-                cast_lm_head_to_fp32=args.cast_lm_head_to_fp32,
-                outputs=("log_probs", "entropy"),
+            for head in (self.accelerator.unwrap_model(self.model), self.ref_model):
+                if head is not None:
+                    add_fused_lm_head(
+                        head.get_base_model() if hasattr(head, "peft_config") else head,
+                        temperature=1.0,
+                        cast_lm_head_to_fp32=args.cast_lm_head_to_fp32,
+                        outputs=("log_probs", "entropy"),
+                    )
+        self._stream: PromptStream | None = None
+        self._stream_position: int | None = None  # draws made since the start of the run
+        self._passes: list[dict[str, Any] | None] = []  # one entry per accumulation step; None: nothing to do
+        # Sums over the passes of one optimiser step, reduced over processes at its end by `_log_token_means`.
+        self._token_sums: Tensor | None = None
+
+    # Prompts --------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self):
+        """A dataloader that counts steps and epochs; prompts come from the stream, as those of resampling do."""
+        if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__len__"):
+            raise ValueError(
+                "GPGTrainer needs a training set with a length (a datasets.Dataset): its prompt stream is addressed by "
+                "position. Got an iterable one; load it without streaming=True."
             )
-        # Sums over the micro-batches of one optimiser step, reduced over processes at its end by `_log_token_mean`.
-        self._token_sums: dict[str, Tensor] = {}
+        self._stream_position = None
+        self._stream = PromptStream(
+            len(self.train_dataset),
+            self.args.generation_batch_size // self.num_generations,
+            self.args.seed,
+            self.shuffle_dataset,
+        )
+        return self._get_dataloader(
+            dataset=_Steps(len(self.train_dataset)),
+            description="Training",
+            batch_size=self._train_batch_size * self.args.steps_per_generation,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _next_prompts(self) -> list[dict[str, Any]]:
+        """This process's rows of the next draw, each prompt G times over all processes."""
+        if self._stream_position is None:  # a run that starts, or continues where one draw was one step
+            self._stream_position = self.state.global_step
+        chunk = self._stream.chunk(self._stream_position)
+        self._stream_position += 1
+        share = self._train_batch_size * self.args.steps_per_generation
+        start = self.accelerator.process_index * share
+        indices = [chunk[row // self.num_generations] for row in range(start, start + share)]
+        prompts = {index: self.train_dataset[index] for index in dict.fromkeys(indices)}
+        return [dict(prompts[index]) for index in indices]
+
+    def _draws_made(self) -> int:
+        return self._stream_position
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+            with open(os.path.join(folder, self._STREAM_FILE), "w", encoding="utf-8") as file:
+                json.dump({"draws": self._stream_position}, file)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = os.path.join(checkpoint, self._STREAM_FILE)
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                self._stream_position = json.load(file)["draws"]
+        elif self.args.beta_th:
+            logger.warning(
+                "%s has no %s: how many draws its run made is unknown, so some prompts will be seen again.",
+                checkpoint,
+                self._STREAM_FILE,
+            )
+
+    # From draws to passes -------------------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """One accumulation step: the first samples the step's batch, those without a pass cost nothing."""
+        slot = self._step % self.args.gradient_accumulation_steps
+        if slot == 0 or not self._passes:
+            start = time.perf_counter()
+            model.train()
+            with _Timed(self._seconds, "rollout"):
+                self._passes = self._sample_step()
+            self._current_train_step_time += time.perf_counter() - start
+        if self._passes[slot] is None:
+            self._step += 1
+            return torch.zeros((), device=self.accelerator.device)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _prepare_inputs(self, generation_batch):
+        if self.model.training:
+            return self._passes[self._step % self.args.gradient_accumulation_steps]
+        return super()._prepare_inputs(generation_batch)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._weigh_completions(super()._generate_and_score_completions(inputs))
+        if self.model.training:  # `_sample_step` logs and weighs once all draws are made
+            return GRPOTrainer._generate_and_score_completions(self, inputs)
+        batch = super()._generate_and_score_completions(inputs)
+        draw = self._as_draw(batch, self.num_generations_eval)
+        _, weights, kl_weights = self._weigh(draw.rewards, draw.scored, draw.lengths, self.num_generations_eval)
+        start = self.accelerator.process_index * len(batch["completion_ids"])
+        local = slice(start, start + len(batch["completion_ids"]))
+        return {**batch, "loss_weights": weights[local], "kl_weights": kl_weights[local]}
 
-    def _weigh_completions(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Turns the scored generation batch into what is trained on: the one place between scoring and the loss.
+    def _sample_step(self) -> list[dict[str, Any] | None]:
+        """Algorithm 1 up to the loss: draw until enough groups are valid, weigh, and pack what carries a gradient."""
+        draws: list[_Draw] = []
+        num_groups = self.args.generation_batch_size // self.num_generations
+        first: dict[str, float] = {}
+        num_tokens = num_valid = 0
+        while not draws or (self.args.beta_th and not reached(num_valid, num_groups, self.args.beta_th)):
+            if len(draws) == self.args.max_draws:
+                logger.warning(
+                    "Step %d: %d of %d groups are valid after %d draws, short of beta_th=%g. Taken as it is%s.",
+                    self.state.global_step + 1,
+                    num_valid,
+                    num_groups,
+                    len(draws),
+                    self.args.beta_th,
+                    "" if num_valid else "; no group has a signal, so the gradient is zero",
+                )
+                break
+            log, logged = self._metrics["train"], {name: len(values) for name, values in self._metrics["train"].items()}
+            batch = self._generate_and_score_completions(self._next_prompts())
+            num_tokens += log["completions/mean_length"][-1] * self.args.generation_batch_size
+            if not draws:
+                first = self._log_draw()
+            else:  # the first draw is the unbiased one
+                for name, values in log.items():
+                    del values[logged.get(name, 0) :]
+                self._drop_rows_without_signal(draws[-1])
+            draws.append(self._as_draw(batch, self.num_generations))
+            num_valid += sum(draws[-1].valid)
+        if len(draws) > 1:
+            self._metrics["train"]["tokens/generated"].append(num_tokens)
+        return self._pack(draws, first)
 
-        Args:
-            batch: this process's rows as TRL leaves them, in arrival order (before shuffling and splitting). The
-                gathered rewards of all processes are in `self._rewards_per_func`.
+    def _as_draw(self, batch: dict[str, Any], num_generations: int) -> _Draw:
+        """What all processes need to know about a scored batch (one collective), and this process's rows of it."""
+        rewards, scored = (values.cpu() for values in total_rewards(self._rewards_per_func, self.reward_weights))
+        lengths = self.accelerator.gather(_loss_mask(batch).sum(dim=1)).cpu()
+        rows = split_rows(batch) if self.model.training else []
+        start = self.accelerator.process_index * len(rows)
+        return _Draw(
+            rewards_per_func=self._rewards_per_func,
+            rewards=rewards,
+            scored=scored,
+            lengths=lengths,
+            valid=valid_groups(rewards, num_generations, scored=scored).tolist(),
+            rows=dict(enumerate(rows, start)),
+        )
 
-        Returns:
-            The batch with `advantages` (Eq. 6) replaced and `loss_weights` added, both [rows of this process].
-        """
-        training = self.model.training
-        num_generations = self.num_generations if training else self.num_generations_eval
-        rewards, scored = total_rewards(self._rewards_per_func, self.reward_weights)
-        lengths = self.accelerator.gather(_loss_mask(batch).sum(dim=1))
-        num_local = len(batch["completion_ids"])
-        valid = valid_groups(rewards, num_generations, scored=scored)
-        num_groups = int(scored.view(-1, num_generations).any(dim=1).sum())
+    def _drop_rows_without_signal(self, draw: _Draw) -> None:
+        """Keeps a draw's valid rows only, in memory of their own: padding comes from the last draw."""
+        draw.rows = {
+            row: copy_row(parts) for row, parts in draw.rows.items() if draw.valid[row // self.num_generations]
+        }
 
-        advantages = group_advantages(rewards, num_generations, self.args.f_norm, scored=scored)
-        weights = completion_weights(
-            advantages,
+    def _pack(self, draws: list[_Draw], first: dict[str, float]) -> list[dict[str, Any] | None]:
+        """The passes of one step, one entry per accumulation step: those without work first, then the micro-batches."""
+        num_generations, num_processes = self.num_generations, self.accelerator.num_processes
+        num_rows = len(draws[0].rewards)
+        flags = [draw.valid for draw in draws]
+        num_valid_drawn = sum(map(sum, flags))
+        # r2: valid groups stay with the process that sampled them; the rest is dropped.
+        released = self.args.fidelity == "r2"
+        selection = select_groups_released(flags, num_processes) if released else select_groups(flags)
+        # Numbers of the rows in batch order, counting through all draws: draw * N + row.
+        order = torch.tensor(
+            [
+                draw * num_rows + group * num_generations + place
+                for draw, group in selection.groups
+                for place in range(num_generations)
+            ]
+        )
+        rewards, scored, lengths = (
+            torch.cat([getattr(draw, name) for draw in draws])[order] for name in ("rewards", "scored", "lengths")
+        )
+        if len(draws) == 1:
+            metrics = first
+        else:
+            rewards_per_func = torch.cat([draw.rewards_per_func for draw in draws])[order.to(self.accelerator.device)]
+            metrics = group_metrics(rewards_per_func, self.reward_weights, num_generations, self._accuracy_column)
+            metrics["reward"] = rewards[scored].mean().item()
+        alpha, weights, kl_weights = self._weigh(
+            rewards,
+            scored,
             lengths,
             num_generations,
-            self.args.normalization,
-            self._alpha_applied(num_groups, int(valid.sum())),
-            micro_batch_size=num_local // self.args.steps_per_generation if training else num_local,
-            scored=scored,
+            micro_batch_size=num_rows // num_processes // self.args.steps_per_generation,
+            num_valid_drawn=num_valid_drawn,
         )
-        start = self.accelerator.process_index * num_local
-        local = slice(start, start + num_local)
-        # Data parallelism averages gradients over processes; the weights are those of a sum.
-        loss_weights = weights[local] * self.accelerator.num_processes
-        return {**batch, "advantages": advantages[local], "loss_weights": loss_weights}
+        self._log_batch(metrics, num_valid_drawn, len(draws), alpha)
 
-    def _alpha_applied(self, num_groups: int, num_valid: int) -> float:
+        keep = torch.ones_like(scored)
+        if self.args.skip_invalid_groups and self.beta == 0.0:
+            valid = torch.tensor([flags[draw][group] for draw, group in selection.groups])
+            keep = valid.repeat_interleave(num_generations) & scored & (lengths > 0)
+        numbers, kept = order[keep].tolist(), lengths[keep].tolist()
+        owners = [number % num_rows * num_processes // num_rows for number in numbers]
+        targets = deal(kept, owners, num_processes)
+        mine = self._exchange(draws, numbers, owners, targets)
+        for number, weight, kl_weight in zip(order.tolist(), weights.tolist(), kl_weights.tolist(), strict=True):
+            if number in mine:
+                # Data parallelism averages gradients over processes; the weights are those of a sum.
+                mine[number] |= {"loss_weights": weight * num_processes, "kl_weights": kl_weight * num_processes}
+
+        parts = num_passes(targets, num_processes, self.args.per_device_train_batch_size)
+        rows = list(mine.values())
+        batches = [[rows[i] for i in part] for part in micro_batches([_num_tokens(row) for row in rows], max(parts, 1))]
+        # Every process makes the same number of passes, or collectives inside them would wait forever; one without
+        # rows for a pass, and all of them where no group has a signal, send a short row of weight zero.
+        idle = min(draws[-1].rows.values(), key=_num_tokens) | {"loss_weights": 0.0, "kl_weights": 0.0}
+        passes = [collate_rows(batch or [idle], self._tokenizer.pad_token_id) for batch in batches]
+        # Gradients are reduced in the last accumulation step: it must not be an empty one.
+        return [None] * (self.args.gradient_accumulation_steps - len(passes)) + passes
+
+    def _weigh(
+        self,
+        rewards: Tensor,
+        scored: Tensor,
+        lengths: Tensor,
+        num_generations: int,
+        micro_batch_size: int | None = None,
+        num_valid_drawn: int | None = None,
+    ) -> tuple[float, Tensor, Tensor]:
+        """alpha, and for each of the [N] completions of the whole batch its weights in the loss and in the KL term."""
+        num_valid = int(valid_groups(rewards, num_generations, scored=scored).sum())
+        num_groups = int(scored.view(-1, num_generations).any(dim=1).sum())
+        alpha = self._alpha_applied(num_groups, num_valid, num_valid if num_valid_drawn is None else num_valid_drawn)
+        rewards = rewards.double()
+        advantages = group_advantages(rewards, num_generations, self.args.f_norm, scored=scored)
+        share = micro_batch_size or len(rewards) // self.accelerator.num_processes
+        layout = {"micro_batch_size": share, "scored": scored}
+        settings = (lengths, num_generations, self.args.normalization)
+        weights = completion_weights(advantages, *settings, alpha, **layout)
+        # alpha corrects for groups whose gradient is zero, which that of the KL term is not; released code scales both.
+        kl_alpha = 1.0 if self.args.fidelity == "paper" else alpha
+        kl_weights = completion_weights(torch.ones_like(advantages), *settings, kl_alpha, **layout)
+        return alpha, weights, kl_weights
+
+    def _alpha_applied(self, num_groups: int, num_valid: int, num_valid_drawn: int) -> float:
+        if self.args.fixed_alpha is not None:
+            return self.args.fixed_alpha
         if not self.args.age:
             return 1.0
-        if self.args.fidelity == "r1":
+        if self.args.fidelity == "r1":  # caps alpha
             return 1 / max(num_valid / max(num_groups, 1), R1_MIN_INVERSE_ALPHA)
+        if self.args.fidelity == "r2":  # counts valid groups that were dropped
+            return age_alpha(num_groups, num_groups - min(num_groups, num_valid_drawn))
         return age_alpha(num_groups, num_groups - num_valid)
 
+    def _exchange(
+        self, draws: list[_Draw], numbers: list[int], owners: list[int], targets: list[int]
+    ) -> dict[int, Row]:
+        """The rows this process trains on, by number; one collective if any row changes hands."""
+        num_rows, rank = len(draws[0].rewards), self.accelerator.process_index
+        held = {
+            number: draws[number // num_rows].rows[number % num_rows]
+            for number, owner in zip(numbers, owners, strict=True)
+            if owner == rank
+        }
+        moves = {n: target for n, owner, target in zip(numbers, owners, targets, strict=True) if owner != target}
+        mine = {number: dict(row) for number, row in held.items() if number not in moves}
+        if moves:
+            leaving = [(number, copy_row(row, "cpu")) for number, row in held.items() if number in moves]
+            for number, row in gather_object(leaving):
+                if moves[number] == rank:
+                    mine[number] = copy_row(row, self.accelerator.device)
+        return mine
+
+    # The loss -------------------------------------------------------------------------------------------------------
+
     def _compute_loss(self, model, inputs: dict[str, Any]) -> Tensor:
-        """This micro-batch's part of the GPG loss (times the number of processes): sum_i w_i sum_t -log pi(o_it)."""
+        """This pass's part of the GPG loss (times the number of processes): sum_i w_i sum_t -log pi(o_it)."""
         completion_ids = inputs["completion_ids"]
         logps, entropies, _ = self._get_per_token_logps_and_entropies(
             model,
@@ -434,25 +845,45 @@ class GPGTrainer(GroupMetricsMixin, ResumableOrderMixin, GRPOTrainer):
             **{key: inputs.get(key) for key in MODEL_INPUT_KEYS},
         )
         mask = _loss_mask(inputs)
-        self._log_token_mean("entropy", entropies, mask)
+        loss = -(logps * mask * _column(inputs["loss_weights"], logps)).sum()
+        sums = {"entropy": (entropies, mask)}
+        if "ref_per_token_logps" in inputs:
+            kl = kl_k3(logps, inputs["ref_per_token_logps"])
+            loss = loss + self.beta * (kl * mask * _column(inputs["kl_weights"], logps)).sum()
+            sums["kl"] = (kl, mask)
         if "sampling_per_token_logps" in inputs:  # engine and trainer disagree a little; NaN where the engine gave none
             gap = (logps.detach() - inputs["sampling_per_token_logps"]).abs()
-            self._log_token_mean("sampling/sampling_logp_difference/mean", gap.nan_to_num(), mask * ~gap.isnan())
-        return -(logps * mask * inputs["loss_weights"].unsqueeze(1)).sum()
+            sums["sampling/sampling_logp_difference/mean"] = (gap.nan_to_num(), mask * ~gap.isnan())
+        trained = mask * (inputs["loss_weights"] != 0).unsqueeze(1).to(mask)
+        sums["tokens/trained"] = (torch.ones_like(logps), trained)
+        self._log_token_means(sums)
+        return loss
 
-    def _log_token_mean(self, name: str, values: Tensor, mask: Tensor) -> None:
-        """Logs the mean of [rows, T] values over the tokens of the whole step, one collective per optimiser step."""
-        sums = torch.stack([(values.detach() * mask).sum(), mask.sum().to(values.dtype)])
-        if not self.model.training:
-            total, count = self.accelerator.reduce(sums).tolist()
-            self._metrics["eval"][name].append(total / max(count, 1.0))
-            return
-        self._token_sums[name] = self._token_sums.get(name, 0) + sums
-        if self.accelerator.sync_gradients:
-            total, count = self.accelerator.reduce(self._token_sums.pop(name)).tolist()
-            self._metrics["train"][name].append(total / max(count, 1.0))
+    def _log_token_means(self, values: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Logs means of [rows, T] values over the masked tokens of the whole step; one collective per step."""
+        sums = torch.stack(
+            [torch.stack([(v.detach() * m).sum().double(), m.sum().double()]) for v, m in values.values()]
+        )
+        training = self.model.training
+        if training:
+            self._token_sums = sums if self._token_sums is None else self._token_sums + sums
+            if not self.accelerator.sync_gradients:
+                return
+            sums, self._token_sums = self._token_sums, None
+        for name, (total, count) in zip(values, self.accelerator.reduce(sums).tolist(), strict=True):
+            value = total if name == "tokens/trained" else total / max(count, 1.0)
+            self._metrics["train" if training else "eval"][name].append(value)
 
 
 def _loss_mask(batch: dict[str, Any]) -> Tensor:
     """[rows, T], 1 where we train: tokens the model wrote, up to and including the first EOS."""
     return batch["completion_mask"] * batch["tool_mask"] if "tool_mask" in batch else batch["completion_mask"]
+
+
+def _num_tokens(row: Row) -> int:
+    return len(row["prompt_ids"]) + len(row["completion_ids"])
+
+
+def _column(weights: Tensor, logps: Tensor) -> Tensor:
+    """[rows] weights as [rows, 1] beside log-probabilities; cast before they move, as not every device has float64."""
+    return weights.to(logps.dtype).to(logps.device).unsqueeze(1)

@@ -473,12 +473,15 @@ def config(**settings) -> GPGConfig:
         ("paper", ("none", True, "group", "sampling")),
         ("r0", ("group", False, "local", "one")),
         ("r1", ("none", True, "local", "sampling")),
+        ("r2", ("none", True, "local", "sampling")),
     ],
 )
 def test_fidelity_gives_defaults_that_the_user_can_override(fidelity, expected):
     resolved = config(fidelity=fidelity)
     assert (resolved.f_norm, resolved.age, resolved.normalization, resolved.logp_temperature) == expected
     assert resolved.scale_rewards == resolved.f_norm
+    assert resolved.beta_th == (0.5 if fidelity == "r2" else 0.0)
+    assert config(fidelity=fidelity, beta_th=0.25).beta_th == 0.25
     overridden = config(fidelity=fidelity, f_norm="batch", age=not expected[1], normalization="sequence")
     assert (overridden.f_norm, overridden.age, overridden.normalization) == ("batch", not expected[1], "sequence")
     assert overridden.logp_temperature == expected[3]
@@ -486,21 +489,26 @@ def test_fidelity_gives_defaults_that_the_user_can_override(fidelity, expected):
 
 def test_r1_caps_alpha_at_20(tmp_path):
     trainer, _ = train(tmp_path, fidelity="r1")
-    assert trainer._alpha_applied(5, 3) == pytest.approx(5 / 3)
-    assert trainer._alpha_applied(100, 1) == pytest.approx(20)
-    assert trainer._alpha_applied(20, 1) == pytest.approx(20)
+    assert trainer._alpha_applied(5, 3, 3) == pytest.approx(5 / 3)
+    assert trainer._alpha_applied(100, 1, 1) == pytest.approx(20)
+    assert trainer._alpha_applied(20, 1, 1) == pytest.approx(20)
     assert logged(trainer)["alpha_applied"] == pytest.approx(5 / 3)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fidelity": "r2"}, "fidelity='r2' needs the resampling loop, which is not available yet"),
+        ({"fidelity": "r2"}, "per_device_train_batch_size=8 is no multiple of num_generations=16.*whole groups"),
+        ({"beta_th": 1.5}, r"beta_th=1.5: expected a share in \(0, 1\], or 0 for a single draw"),
+        ({"beta_th": -0.1}, r"beta_th=-0.1: expected a share in \(0, 1\]"),
+        ({"max_draws": 0}, "max_draws=0: expected at least 1"),
+        ({"fixed_alpha": 2.0, "age": True}, "fixed_alpha and age=True contradict each other"),
+        ({"fixed_alpha": 0.0}, "fixed_alpha=0.0: expected a positive factor"),
+        ({"beta": -0.1}, "beta=-0.1: expected a KL coefficient of at least 0"),
         ({"fidelity": "r3"}, "fidelity='r3' is unknown: expected one of 'paper', 'r0', 'r1'"),
         ({"f_norm": "std"}, "f_norm='std' is unknown: expected one of 'none', 'group', 'batch'"),
         ({"normalization": "token"}, "normalization='token' is unknown"),
         ({"logp_temperature": "two"}, "logp_temperature='two' is unknown: expected one of 'sampling', 'one'"),
-        ({"beta": 0.04}, r"beta=0.04: expected 0.0; GPG has no KL term"),
         ({"loss_type": "dapo"}, "loss_type='dapo': expected 'gpg'; .* normalization"),
         ({"num_iterations": 2}, "num_iterations=2: expected 1"),
         ({"vllm_importance_sampling_correction": True}, "vllm_importance_sampling_correction=True: expected False"),
@@ -512,13 +520,15 @@ def test_r1_caps_alpha_at_20(tmp_path):
     ],
 )
 def test_contradictory_settings_are_refused(settings, message):
+    if settings.get("fidelity") == "r2":
+        settings = settings | {"num_generations": 16, "gradient_accumulation_steps": 2}
     with pytest.raises(ValueError, match=message):
         config(**settings)
 
 
 def test_all_problems_are_reported_together():
-    with pytest.raises(ValueError, match="(?s)f_norm='std'.*loss_type='grpo'.*beta=0.1"):
-        config(f_norm="std", beta=0.1, loss_type="grpo")
+    with pytest.raises(ValueError, match="(?s)beta_th=2.*f_norm='std'.*loss_type='grpo'"):
+        config(f_norm="std", beta_th=2, loss_type="grpo")
 
 
 def test_trl_config_is_refused(tmp_path):

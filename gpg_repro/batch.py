@@ -1,0 +1,296 @@
+"""From draws of completions to micro-batches: the bookkeeping of Algorithm 1 that needs no model.
+
+A *draw* is one round of sampling: Q prompts of the stream, G completions each, N = Q * G rows over all processes. A
+step is assembled from one or more draws (section 2.3: valid groups are kept, the rest is drawn again). Every process
+sees the rewards and lengths of all rows and comes to the same decisions; the rows themselves stay where they were
+sampled until `deal` says that one has to move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+Row = dict[str, Any]
+"""One completion with its prompt: TRL's batch keys without the batch dimension's padding."""
+
+COMPLETION_KEYS = ("completion_ids", "completion_mask", "tool_mask", "ref_per_token_logps", "sampling_per_token_logps")
+"""Keys of [N, T] tensors, aligned with the completion."""
+SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids")
+"""Keys of [N, P + T] tensors, aligned with prompt and completion."""
+IMAGE_KEYS = ("image_sizes",)
+"""Keys of tensors with one entry per image, beside those that TRL splits by image itself."""
+MODEL_INPUT_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+"""Keys that the model's forward may need beside the token ids."""
+
+
+# Which prompts ------------------------------------------------------------------------------------------------------
+
+
+class PromptStream:
+    """An endless order of prompts in chunks of one draw: a pure function of seed and position, hence resumable.
+
+    The order is that of TRL's `RepeatSampler`: one permutation per epoch, a last incomplete chunk left out.
+
+    Args:
+        num_prompts: rows of the training set.
+        chunk_size: Q, prompts in one draw over all processes.
+        seed: of the permutations.
+        shuffle: False keeps the order of the training set.
+
+    Raises:
+        ValueError: the training set does not fill one draw.
+    """
+
+    def __init__(self, num_prompts: int, chunk_size: int, seed: int, shuffle: bool = True):
+        if num_prompts < chunk_size:
+            raise ValueError(
+                f"The training set has {num_prompts} prompts, but one draw takes {chunk_size}. Use more prompts or a "
+                "smaller generation batch."
+            )
+        self.num_prompts, self.chunk_size, self.seed, self.shuffle = num_prompts, chunk_size, seed, shuffle
+        self.chunks_per_epoch = num_prompts // chunk_size
+        self._permutation = lru_cache(maxsize=2)(self._new_permutation)
+
+    def chunk(self, position: int) -> list[int]:
+        """The Q row indices of the draw at 0-based `position`."""
+        epoch, place = divmod(position, self.chunks_per_epoch)
+        order = self._permutation(epoch) if self.shuffle else range(self.num_prompts)
+        return list(order[place * self.chunk_size : (place + 1) * self.chunk_size])
+
+    def _new_permutation(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(epoch):
+            torch.randperm(self.num_prompts, generator=generator)
+        return torch.randperm(self.num_prompts, generator=generator).tolist()
+
+
+# Which groups -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The groups of one step.
+
+    Attributes:
+        groups: Q pairs (draw, group), in batch order.
+        num_valid: how many of them are valid: B - M.
+        num_dropped: valid groups that were drawn and are not among them.
+    """
+
+    groups: list[tuple[int, int]]
+    num_valid: int
+    num_dropped: int
+
+
+def select_groups(valid: Sequence[Sequence[bool]]) -> Selection:
+    """Groups of one step from the draws made for it (section 2.3): the pool of valid ones, then padding.
+
+    The pool is global and ordered by arrival; groups beyond Q are dropped. Padding are the invalid groups of the last
+    draw. A single draw is taken as it is.
+
+    Args:
+        valid: for each draw, Q flags in the order of its groups.
+    """
+    num_groups = len(valid[-1])
+    pool = [(draw, group) for draw, flags in enumerate(valid) for group, flag in enumerate(flags) if flag]
+    kept = pool[:num_groups]
+    if len(valid) == 1:
+        return Selection([(0, group) for group in range(num_groups)], len(kept), 0)
+    padding = [(len(valid) - 1, group) for group, flag in enumerate(valid[-1]) if not flag]
+    return Selection((kept + padding)[:num_groups], len(kept), len(pool) - len(kept))
+
+
+def select_groups_released(valid: Sequence[Sequence[bool]], num_processes: int) -> Selection:
+    """As `select_groups`, the way released generation R2 does it: every process keeps to the groups it sampled itself.
+
+    Each fills its share of the batch with its own valid groups, oldest first, then with its own invalid ones of the
+    last draw; what does not fit is dropped and nothing moves between processes.
+
+    Raises:
+        ValueError: the processes do not hold equal numbers of whole groups.
+    """
+    num_groups = len(valid[-1])
+    if num_groups % num_processes:
+        raise ValueError(
+            f"{num_groups} groups on {num_processes} processes: fidelity 'r2' keeps whole groups on a process. Make "
+            "per_device_train_batch_size a multiple of num_generations."
+        )
+    if len(valid) == 1:
+        return select_groups(valid)
+    share = num_groups // num_processes
+    groups: list[tuple[int, int]] = []
+    for start in range(0, num_groups, share):
+        own = range(start, start + share)
+        mine = [(draw, group) for draw, flags in enumerate(valid) for group in own if flags[group]]
+        mine += [(len(valid) - 1, group) for group in own if not valid[-1][group]]
+        groups += mine[:share]
+    num_valid = sum(bool(valid[draw][group]) for draw, group in groups)
+    return Selection(groups, num_valid, sum(map(sum, valid)) - num_valid)
+
+
+def reached(num_valid: int, num_groups: int, beta_th: float) -> bool:
+    """Whether enough groups are valid: num_valid >= beta_th * Q, the released code's non-strict form of Algorithm 1."""
+    return num_valid >= beta_th * num_groups - 1e-9  # 0.55 * 20 is a little more than 11
+
+
+# Which process, which micro-batch -----------------------------------------------------------------------------------
+
+
+def deal(lengths: Sequence[int], owners: Sequence[int], num_processes: int) -> list[int]:
+    """Spread rows over processes: counts differ by at most one, as few rows move as possible, tokens even out.
+
+    Args:
+        lengths: tokens of each row.
+        owners: process that holds each row.
+        num_processes: how many there are.
+
+    Returns:
+        The process each row goes to.
+    """
+    targets = list(owners)
+    held: list[list[int]] = [[] for _ in range(num_processes)]
+    for row, owner in enumerate(owners):
+        held[owner].append(row)
+    tokens = [sum(lengths[row] for row in rows) for rows in held]
+    low, num_larger = divmod(len(targets), num_processes)
+    by_load = sorted(range(num_processes), key=lambda process: -len(held[process]))
+    quota = [low] * num_processes
+    for process in by_load[:num_larger]:  # whoever holds most keeps the odd ones: fewer rows move
+        quota[process] += 1
+    share = sum(tokens) / num_processes
+    while True:
+        missing = [quota[process] - len(held[process]) for process in range(num_processes)]
+        giver, taker = (
+            min(range(num_processes), key=missing.__getitem__),
+            max(range(num_processes), key=missing.__getitem__),
+        )
+        if missing[taker] == 0:
+            return targets
+        wanted = (share - tokens[taker]) / missing[taker]
+        row = min(held[giver], key=lambda row: (abs(lengths[row] - wanted), row))
+        held[giver].remove(row)
+        held[taker].append(row)
+        tokens[giver] -= lengths[row]
+        tokens[taker] += lengths[row]
+        targets[row] = taker
+
+
+def num_passes(targets: Iterable[int], num_processes: int, micro_batch_size: int) -> int:
+    """Forward and backward passes of this step, the same on every process: what the fullest one needs."""
+    counts = [0] * num_processes
+    for target in targets:
+        counts[target] += 1
+    return max(math.ceil(count / micro_batch_size) for count in counts)
+
+
+def micro_batches(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
+    """Row numbers in `num_parts` parts of even size, rows of like length together, so that little is padded.
+
+    Parts are empty where there are fewer rows than parts.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    small, num_larger = divmod(len(order), num_parts)
+    bounds = [part * small + min(part, num_larger) for part in range(num_parts + 1)]
+    return [order[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+# Rows ---------------------------------------------------------------------------------------------------------------
+
+
+def split_rows(batch: dict[str, Any]) -> list[Row]:
+    """TRL's scored batch of one process as one dictionary per completion, without padding; image tensors included.
+
+    Tensors are views. Keys that no part of the loss reads (advantages, counts) are left behind.
+    """
+    batch = split_pixel_values_by_grid(batch)
+    num_rows, prompt_width = batch["prompt_ids"].shape
+    positions = torch.arange(1, batch["completion_mask"].size(1) + 1, device=batch["completion_mask"].device)
+    lengths = (batch["completion_mask"] * positions).amax(dim=1).tolist()
+    prompt_lengths = batch["prompt_mask"].sum(dim=1).tolist()
+    images = batch.get("num_images")
+    rows = []
+    for row in range(num_rows):
+        length, start = lengths[row], prompt_width - prompt_lengths[row]
+        parts: Row = {"prompt_ids": batch["prompt_ids"][row, start:]}
+        for key in COMPLETION_KEYS:
+            if key in batch:
+                parts[key] = batch[key][row, :length]
+        for key in SEQUENCE_KEYS:
+            if key in batch:
+                parts[key] = batch[key][row, start : prompt_width + length]
+        for key in MODEL_INPUT_KEYS:
+            if key in batch and key not in SEQUENCE_KEYS:
+                value = batch[key]
+                if key in IMAGE_KEYS and isinstance(value, Tensor) and images is not None:
+                    first = sum(images[:row])
+                    parts[key] = value[first : first + images[row]]
+                else:
+                    parts[key] = value[row : row + 1] if isinstance(value, Tensor) else value[row]
+        rows.append(parts)
+    return rows
+
+
+def collate_rows(rows: Sequence[Row], pad_token_id: int) -> dict[str, Any]:
+    """The inverse of `split_rows` for any choice of rows: prompts padded left, completions right, no wider than needed.
+
+    A completion without trained tokens still gets one masked column, which the model's head needs. `loss_weights` and
+    `kl_weights` become float64 tensors on the CPU.
+    """
+
+    def padded(values: list[Tensor], fill: float, side: str) -> Tensor:
+        return pad_sequence(values, batch_first=True, padding_value=fill, padding_side=side)
+
+    prompts, widest = [row["prompt_ids"] for row in rows], max(len(row["completion_ids"]) for row in rows)
+    batch: dict[str, Any] = {
+        "prompt_ids": padded(prompts, pad_token_id, "left"),
+        "prompt_mask": padded([torch.ones_like(prompt) for prompt in prompts], 0, "left"),
+    }
+    for key in COMPLETION_KEYS:
+        if key in rows[0]:
+            batch[key] = padded([row[key] for row in rows], pad_token_id if key == "completion_ids" else 0, "right")
+            if widest == 0:
+                batch[key] = batch[key].new_full((len(rows), 1), pad_token_id if key == "completion_ids" else 0)
+    prompt_width, width = batch["prompt_ids"].size(1), max(widest, 1)
+    for key in SEQUENCE_KEYS:
+        if key in rows[0]:
+            batch[key] = rows[0][key].new_zeros(len(rows), prompt_width + width)
+            for place, row in enumerate(rows):
+                start = prompt_width - len(row["prompt_ids"])
+                batch[key][place, start : start + len(row[key])] = row[key]
+    has_images = any(row.get("num_images", 1) for row in rows)
+    for key in MODEL_INPUT_KEYS:
+        if key in rows[0] and key not in SEQUENCE_KEYS and has_images:
+            values = [row[key] for row in rows]
+            batch[key] = torch.cat(values) if isinstance(values[0], Tensor) else values
+    for key in ("loss_weights", "kl_weights"):
+        if key in rows[0]:
+            batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float64)
+    return unsplit_pixel_values_by_grid(batch)
+
+
+def copy_row(row: Row, device: torch.device | str | None = None) -> Row:
+    """A row whose tensors share no storage with the batch it came from, on `device` (default: where they are)."""
+    return {
+        key: value.detach().to(device or value.device, copy=True) if isinstance(value, Tensor) else value
+        for key, value in row.items()
+    }
