@@ -846,16 +846,15 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         )
         mask = _loss_mask(inputs)
         loss = -(logps * mask * _column(inputs["loss_weights"], logps)).sum()
-        sums = {"entropy": (entropies, mask)}
+        counted = mask * _column(inputs["kl_weights"] != 0, mask)  # all but the rows that only keep processes in step
+        sums = {"entropy": (entropies, counted), "tokens/trained": (torch.ones_like(logps), counted)}
         if "ref_per_token_logps" in inputs:
             kl = kl_k3(logps, inputs["ref_per_token_logps"])
             loss = loss + self.beta * (kl * mask * _column(inputs["kl_weights"], logps)).sum()
-            sums["kl"] = (kl, mask)
+            sums["kl"] = (kl, counted)
         if "sampling_per_token_logps" in inputs:  # engine and trainer disagree a little; NaN where the engine gave none
             gap = (logps.detach() - inputs["sampling_per_token_logps"]).abs()
-            sums["sampling/sampling_logp_difference/mean"] = (gap.nan_to_num(), mask * ~gap.isnan())
-        trained = mask * (inputs["loss_weights"] != 0).unsqueeze(1).to(mask)
-        sums["tokens/trained"] = (torch.ones_like(logps), trained)
+            sums["sampling/sampling_logp_difference/mean"] = (gap.nan_to_num(), counted * ~gap.isnan())
         self._log_token_means(sums)
         return loss
 
@@ -871,8 +870,11 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
                 return
             sums, self._token_sums = self._token_sums, None
         for name, (total, count) in zip(values, self.accelerator.reduce(sums).tolist(), strict=True):
-            value = total if name == "tokens/trained" else total / max(count, 1.0)
-            self._metrics["train" if training else "eval"][name].append(value)
+            log = self._metrics["train" if training else "eval"]
+            if name == "tokens/trained":
+                log[name].append(total)
+            elif count:
+                log[name].append(total / count)
 
 
 def _loss_mask(batch: dict[str, Any]) -> Tensor:
@@ -885,5 +887,5 @@ def _num_tokens(row: Row) -> int:
 
 
 def _column(weights: Tensor, logps: Tensor) -> Tensor:
-    """[rows] weights as [rows, 1] beside log-probabilities; cast before they move, as not every device has float64."""
+    """[rows] values as [rows, 1] beside [rows, T] ones; cast before they move, as not every device has float64."""
     return weights.to(logps.dtype).to(logps.device).unsqueeze(1)

@@ -1,157 +1,56 @@
 """GPGTrainer against plain-torch references, against TRL's own trainer, and against itself in other layouts.
 
-A rollout is scripted: the first token of a completion is its reward, the rest is seeded by the prompt and the place in
-the group, so every layout and every trainer sees the same batch. Run as a script under torchrun, this file is the
-worker of the two-process tests.
+Rollouts are scripted (`scripted.py`). Run as a script under torchrun, this file is the worker of the two-process tests.
 """
 
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import scripted
 import torch
-
-os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
-
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
+from scripted import (
+    NUM_GENERATIONS,
+    UNSCORED,
+    WORDS,
+    accuracy_reward,
+    completion_of,
+    letter_accuracy,
+    make_model,
+    make_tokenizer,
+    prompt_of,
+    scripted_rollout,
+)
+from transformers import Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from gpg_repro.objective import age_alpha, gpg_loss, group_advantages, valid_groups
+from gpg_repro.objective import age_alpha, gpg_loss, group_advantages, kl_k3, valid_groups
 from gpg_repro.trainer import GPGConfig, GPGTrainer, GRPOBaselineTrainer, group_metrics
 
-NUM_GENERATIONS = 4
 # Rewards of 5 groups of 4: mixed, all right, all wrong, mixed, mixed. B = 5, M = 2, alpha = 5/3.
 REWARDS = ((1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 1, 1))
 NO_SIGNAL = ((1, 1, 1, 1), (0, 0, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (0, 0, 0, 0))
-UNSCORED = 9  # the completion's first token when the reward function answers None
-
-WORDS = ["<pad>", "<eos>", *(str(digit) for digit in range(10)), *"abcdefghij"]
-PAD, EOS, DIGIT_0, LETTER_A = 0, 1, 2, 12
 # (per-device micro-batch, accumulation) for the 20 completions
 ONE_PROCESS_LAYOUTS = [(20, 1), (10, 2), (5, 4), (2, 10)]
 TWO_PROCESS_LAYOUTS = [(10, 1), (5, 2), (2, 5)]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
-    )
-
-
-def make_model(seed: int = 0) -> Qwen2ForCausalLM:
-    set_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-    )
-    return Qwen2ForCausalLM(config)
-
-
-def prompt_of(group: int) -> str:
-    return " ".join(WORDS[LETTER_A : LETTER_A + group + 1])  # "a", "a b", …: prompts of different lengths
-
-
-def completion_of(group: int, place: int, reward: int) -> list[int]:
-    generator = random.Random(1000 * group + place)
-    letters = [generator.randrange(LETTER_A, len(WORDS)) for _ in range(generator.randrange(1, 7))]
-    return [DIGIT_0 + reward, *letters, EOS]
-
-
-def scripted_rollout(rewards):
-    def rollout(prompts, trainer):
-        tokenizer, start = trainer.processing_class, trainer.accelerator.process_index * len(prompts)
-        prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-        completion_ids = []
-        for row, prompt in enumerate(prompts, start=start):
-            group, place = len(prompt.split()) - 1, row % trainer.num_generations
-            completion_ids.append(completion_of(group, place, rewards[group][place]))
-        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
-
-    return rollout
-
-
-def accuracy_reward(completion_ids, **kwargs):
-    digits = [ids[0] - DIGIT_0 for ids in completion_ids]
-    return [None if digit == UNSCORED else float(digit) for digit in digits]
-
-
-def letter_accuracy(completion_ids, **kwargs):
-    return [float(sum(ids) % 2) for ids in completion_ids]
+def rare_reward(completion_ids, **kwargs):
+    return [float(sum(ids) % 5 == 0) for ids in completion_ids]
 
 
 def short_reward(completion_ids, **kwargs):
     return [1 / len(ids) for ids in completion_ids]
 
 
-class GradientRecorder(TrainerCallback):
-    """Keeps a copy of the gradients of every optimiser step, by parameter name."""
-
-    def __init__(self):
-        self.steps: list[dict[str, torch.Tensor]] = []
-
-    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-        named = model.module.named_parameters() if hasattr(model, "module") else model.named_parameters()
-        self.steps.append({name: parameter.grad.clone() for name, parameter in named})
-
-
-def train(
-    output_dir,
-    trainer_class=GPGTrainer,
-    rewards=REWARDS,
-    layout=(20, 1),
-    reward_funcs=accuracy_reward,
-    scripted=True,
-    rollout=None,
-    resume=None,
-    **settings,
-):
-    """One short run; returns the trainer and the recorded gradients. `settings` go to the trainer's config class."""
-    config_class = GPGConfig if trainer_class is GPGTrainer else GRPOConfig
-    settings = {
-        "max_steps": 1,
-        "num_generations": NUM_GENERATIONS,
-        "max_completion_length": 8,
-        "shuffle_dataset": False,
-        "logging_steps": 1,
-        "max_grad_norm": 0.0,
-        "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
-        "per_device_train_batch_size": layout[0],
-        "gradient_accumulation_steps": layout[1],
-    } | settings
-    recorder = GradientRecorder()
-    trainer = trainer_class(
-        model=make_model(),
-        reward_funcs=reward_funcs,
-        args=config_class(output_dir=str(output_dir), **settings),
-        train_dataset=Dataset.from_dict({"prompt": [prompt_of(group) for group in range(len(rewards))]}),
-        processing_class=make_tokenizer(),
-        callbacks=[recorder],
-        rollout_func=(rollout or scripted_rollout(rewards)) if scripted else None,
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer, recorder.steps
+def train(output_dir, trainer_class=GPGTrainer, rewards=REWARDS, layout=(20, 1), **settings):
+    """`scripted.train` on this module's batch of 20 completions."""
+    return scripted.train(output_dir, trainer_class, rewards=rewards, layout=layout, **settings)
 
 
 def logged(trainer, step: int = 1) -> dict[str, float]:
@@ -270,6 +169,124 @@ def test_a_batch_without_signal_has_a_zero_gradient_and_finite_logs(tmp_path):
     assert (log["alpha"], log["alpha_applied"], log["inverse_alpha"], log["num_valid_groups"]) == (0, 0, 0, 0)
     assert log["loss"] == 0
     assert all(value is not None and math.isfinite(value) for value in log.values())
+
+
+# Resampling ---------------------------------------------------------------------------------------------------------
+
+# Draws of two groups: (all right, valid), (all wrong, valid), (valid, valid).
+DRAWS = ((1, 1, 1, 1), (1, 0, 0, 0), (0, 0, 0, 0), (1, 1, 0, 0), (0, 1, 1, 1), (1, 0, 1, 0))
+
+
+def kept_gradient(kept, num_groups, alpha, rewards=DRAWS):
+    """Gradient of alpha times the mean over `num_groups` groups of which only `kept` carry a signal."""
+    model = make_model()
+    logps, mask = forward_logps(model, rewards)
+    losses = []
+    for group in kept:
+        rows = slice(4 * group, 4 * group + 4)
+        advantages = group_advantages(torch.tensor(rewards[group]).float(), 4)
+        losses.append(gpg_loss(logps[rows], advantages, mask[rows], 4))
+    (alpha * torch.stack(losses).sum() / num_groups).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("beta_th", "kept", "alpha", "num_draws", "dropped"),
+    [(0.5, (1,), 2.0, 1, 0), (0.6, (1, 3), 1.0, 2, 0), (1.0, (1, 3), 1.0, 2, 0)],
+)
+@pytest.mark.parametrize("layout", [(8, 1), (2, 4)])
+def test_draws_again_until_the_share_is_reached(tmp_path, beta_th, kept, alpha, num_draws, dropped, layout):
+    trainer, gradients = train(tmp_path, rewards=DRAWS, layout=layout, beta_th=beta_th)
+    assert relative_error(gradients[0], kept_gradient(kept, 2, alpha)) < 1e-6
+    log = logged(trainer)
+    assert (log["alpha"], log["num_valid_groups"], log["frac_easy"]) == (2, 1, 0.5)  # always the first draw's
+    assert (log["alpha_applied"], log["batch/alpha"], log["batch/num_valid_groups"]) == (alpha, alpha, len(kept))
+    assert (log["num_draws"], log["num_dropped_groups"]) == (num_draws, dropped)
+    assert log["prompts_consumed"] == 2 * num_draws
+    assert log["tokens/generated"] == sum(
+        len(completion_of(group, place, DRAWS[group][place])) for group in range(2 * num_draws) for place in range(4)
+    )
+    assert log["tokens/trained"] == sum(
+        len(completion_of(group, place, DRAWS[group][place])) for group in kept for place in range(4)
+    )
+    assert log["batch/reward"] == pytest.approx(5 / 8 if num_draws == 1 else 3 / 8)
+
+
+def test_valid_groups_beyond_the_batch_are_dropped_and_counted(tmp_path):
+    rewards = ((1, 0, 0, 0), (1, 1, 1, 1), (1, 1, 0, 0), (0, 1, 1, 1))  # one valid of two, then two of two
+    trainer, gradients = train(tmp_path, rewards=rewards, layout=(8, 1), beta_th=0.9)
+    assert relative_error(gradients[0], kept_gradient((0, 2), 2, 1.0, rewards)) < 1e-6
+    assert logged(trainer)["num_dropped_groups"] == 1
+
+
+def test_the_next_step_goes_on_where_the_last_draw_ended(tmp_path):
+    trainer, gradients = train(tmp_path, rewards=DRAWS, layout=(8, 1), beta_th=1.0, max_steps=2, learning_rate=0.0)
+    assert relative_error(gradients[1], kept_gradient((4, 5), 2, 1.0)) < 1e-6
+    assert [logged(trainer, step)["prompts_consumed"] for step in (1, 2)] == [4, 6]
+
+
+def test_resampling_neither_shortens_nor_lengthens_training(tmp_path):
+    # 3 draws an epoch; 2 epochs are 6 steps whatever they consume, and the schedule ends at zero
+    settings = {"rewards": DRAWS, "layout": (8, 1), "max_steps": -1, "num_train_epochs": 2}
+    for beta_th in (0.0, 1.0):
+        trainer, gradients = train(tmp_path, beta_th=beta_th, **settings)
+        assert len(gradients) == trainer.state.global_step == 6
+        assert set(trainer.lr_scheduler.get_last_lr()) == {0.0}
+    assert logged(trainer, 6)["prompts_consumed"] > 12
+
+
+def test_draws_end_at_the_limit_with_a_warning_and_a_whole_step(tmp_path, caplog):
+    settings = {"rewards": NO_SIGNAL[:2], "layout": (8, 1), "beta_th": 0.6, "max_draws": 3, "max_steps": 2}
+    trainer, gradients = train(tmp_path, **settings)
+    assert len(gradients) == 2 and all(not g.any() for step in gradients for g in step.values())
+    assert "Step 1: 0 of 2 groups are valid after 3 draws, short of beta_th=0.6" in caplog.text
+    log = logged(trainer)
+    assert (log["num_draws"], log["prompts_consumed"], log["alpha_applied"], log["loss"]) == (3, 6, 0, 0)
+    assert all(math.isfinite(value) for value in log.values())
+    caplog.clear()
+    trainer, gradients = train(tmp_path, **settings | {"rewards": (*DRAWS[:4], *DRAWS[:2]), "max_draws": 1})
+    assert relative_error(gradients[0], kept_gradient((1,), 2, 2.0)) < 1e-6
+    assert "Step 1: 1 of 2 groups are valid after 1 draws" in caplog.text
+
+
+# The KL ablation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "r1"])
+def test_kl_term_is_added_for_every_completion(tmp_path, monkeypatch, fidelity):
+    """The second step's gradient: the first has no distance to the initial model."""
+    start, ends = tmp_path / "initial", []
+    make_model().save_pretrained(start)
+    reference = make_model()
+    for beta in (0.0, 0.5):
+        settings = {"max_steps": 2, "max_grad_norm": 0.0, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+        model = Qwen2ForCausalLM.from_pretrained(start)
+        trainer, gradients = train(
+            tmp_path / str(beta), model=model, beta=beta, fidelity=fidelity, normalization="group", **settings
+        )
+        ends.append((trainer, gradients))
+    (_, plain), (trainer, with_kl) = ends
+    assert relative_error(with_kl[0], plain[0]) < 1e-5  # k3 and its gradient are zero at the start
+    log = logged(trainer, 2)
+    assert log["kl"] > 0
+
+    model = Qwen2ForCausalLM.from_pretrained(start)  # after the first step of AdamW
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for name, parameter in model.named_parameters():
+        parameter.grad = with_kl[0][name].clone()
+    optimizer.step()
+    optimizer.zero_grad()
+    logps, mask = forward_logps(model)
+    with torch.no_grad():
+        ref_logps, _ = forward_logps(reference)
+    rewards = torch.tensor(REWARDS).float().flatten()
+    loss = gpg_loss(logps, group_advantages(rewards, 4), mask, 4, 5 / 3)
+    kl = kl_k3(logps, ref_logps).masked_fill(~mask, 0)
+    per_group = kl.view(5, -1).sum(1) / mask.view(5, -1).sum(1)
+    (loss + 0.5 * (1.0 if fidelity == "paper" else 5 / 3) * per_group.mean()).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert relative_error(with_kl[1], expected) < 1e-5
+    assert log["tokens/trained"] == log["tokens/generated"]  # nothing is skipped: groups without signal have a KL
 
 
 # Two processes ------------------------------------------------------------------------------------------------------
@@ -452,10 +469,15 @@ def assert_resumes_identically(output_dir, checkpoint_step: int, whole=None, **s
     assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("trainer_class", [GPGTrainer, GRPOBaselineTrainer])
-def test_resumed_training_is_bit_identical(tmp_path, trainer_class):
-    settings = {"trainer_class": trainer_class, "layout": (4, 2)}
+@pytest.mark.parametrize(
+    ("trainer_class", "extra"),
+    [(GPGTrainer, {}), (GRPOBaselineTrainer, {}), (GPGTrainer, {"beta_th": 1.0, "reward_funcs": rare_reward})],
+)
+def test_resumed_training_is_bit_identical(tmp_path, trainer_class, extra):
+    settings = {"trainer_class": trainer_class, "layout": (4, 2), **extra}
     whole = train(tmp_path, **resume_settings(**settings))
+    if extra:  # the stream is ahead of the steps
+        assert logged(whole[0], 4)["prompts_consumed"] > 2 * 4
     for checkpoint_step in (1, 2, 3):  # inside the first epoch, between two, inside the second
         assert_resumes_identically(tmp_path, checkpoint_step, whole, **settings)
 

@@ -1,0 +1,324 @@
+"""GPGTrainer under real torchrun on gloo: 1, 2 and 3 processes, every layout, groups with and without signal.
+
+Gradients are compared in float64 with the mean over valid groups (or completions) alone, worked out row by row without
+padding: the right-hand side of Appendix A's identity. Run as a script under torchrun, this file is the worker.
+"""
+
+import collections
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from scripted import completion_of, make_model, make_tokenizer, prompt_of, train
+from transformers import TrainerCallback
+from transformers.models.qwen2 import modeling_qwen2
+
+import gpg_repro.trainer
+from gpg_repro.objective import age_alpha, completion_weights, group_advantages, valid_groups
+from gpg_repro.trainer import GPGTrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+PROCESSES = (1, 2, 3)
+LAYOUTS = tuple(itertools.product((1, 4), (1, 2, 8)))  # accumulation, micro-batch
+PATTERNS = ("mixed", "one rank has none", "none", "all")
+MAX_PASSES = 50
+
+
+# The batch ----------------------------------------------------------------------------------------------------------
+
+
+def group_size(num_rows: int) -> int | None:
+    return next((size for size in (4, 2, 3) if num_rows % size == 0), None)
+
+
+def make_rewards(pattern: str, num_processes: int, num_rows: int) -> tuple[tuple[int, ...], ...] | None:
+    """Rewards of the groups of one batch; None where the layout cannot hold the pattern."""
+    size = group_size(num_rows)
+    if size is None:
+        return None  # a single completion is no group
+    rng = random.Random(f"{pattern}/{num_processes}/{num_rows}")
+    num_groups, share = num_rows // size, num_rows // num_processes
+    if pattern == "mixed":
+        valid = [rng.random() < 0.5 for _ in range(num_groups)]
+    elif pattern == "one rank has none":
+        valid = [group * size >= share for group in range(num_groups)]  # no row of a valid group on rank 0
+        if num_processes == 1 or not any(valid):
+            return None
+    else:
+        valid = [pattern == "all"] * num_groups
+
+    def rewards(is_valid: bool) -> tuple[int, ...]:
+        row = [rng.randrange(2) for _ in range(size)] if is_valid else [rng.randrange(2)] * size
+        if is_valid and len(set(row)) == 1:
+            row[rng.randrange(size)] = 1 - row[0]
+        return tuple(row)
+
+    return tuple(rewards(flag) for flag in valid)
+
+
+# float64 throughout -------------------------------------------------------------------------------------------------
+
+
+def use_float64() -> None:
+    """Qwen2's norm and rotary embedding compute in float32 whatever the weights are."""
+
+    def norm(self, hidden_states):
+        return self.weight * hidden_states * torch.rsqrt(hidden_states.square().mean(-1, True) + self.variance_epsilon)
+
+    def rotary(self, x, position_ids):
+        angles = position_ids[:, :, None].double() * self.inv_freq.double()
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+    modeling_qwen2.Qwen2RMSNorm.forward = norm
+    modeling_qwen2.Qwen2RotaryEmbedding.forward = rotary
+
+
+class Float64Trainer(GPGTrainer):
+    """Log-probabilities from the logits: TRL's fused head computes in float32. Counts its forward passes."""
+
+    num_passes = 0
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, **kwargs):
+        self.num_passes += 1
+        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, -logits_to_keep - 1 : -1]
+        logps = logits.log_softmax(-1).gather(2, input_ids[:, -logits_to_keep:].unsqueeze(2)).squeeze(2)
+        return logps, torch.zeros_like(logps), None
+
+
+def valid_only_mean(rewards, normalization: str, micro_batch_size: int) -> dict[str, torch.Tensor]:
+    """Gradient of the mean over valid groups ("group") or their completions ("sequence"), without any alpha.
+
+    For "batch" and "local", where B/(B-M) is not exact, alpha times the gradient of the plain token means.
+    """
+    model, tokenizer = make_model().double(), make_tokenizer()
+    size, values = len(rewards[0]), torch.tensor(rewards).double().flatten()
+    lengths, sums = [], []
+    for group, places in enumerate(rewards):
+        prompt = tokenizer(prompt_of(group))["input_ids"]
+        for place, reward in enumerate(places):
+            ids = torch.tensor(completion_of(group, place, reward))
+            logits = model(torch.tensor([prompt + ids.tolist()])).logits[0, len(prompt) - 1 : -1]
+            lengths.append(len(ids))
+            sums.append(logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).sum())
+    advantages, losses = group_advantages(values, size), -torch.stack(sums)
+    lengths = torch.tensor(lengths)
+    valid = valid_groups(values, size)
+    if normalization in ("group", "sequence"):
+        terms = []
+        for group in valid.nonzero().flatten().tolist():
+            rows = slice(group * size, (group + 1) * size)
+            if normalization == "group":
+                terms.append((losses[rows] * advantages[rows]).sum() / lengths[rows].sum())
+            else:
+                terms += list(losses[rows] * advantages[rows] / lengths[rows])
+        loss = torch.stack(terms).mean() if terms else 0 * losses.sum()
+    else:
+        alpha = age_alpha(len(valid), int((~valid).sum()))
+        weights = completion_weights(advantages, lengths, size, normalization, alpha, micro_batch_size=micro_batch_size)
+        loss = (weights * losses).sum()
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def relative_difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    difference = torch.cat([(actual[name] - expected[name]).flatten() for name in expected]).norm()
+    norm = torch.cat([value.flatten() for value in expected.values()]).norm()
+    return (difference / norm if norm else difference).item()
+
+
+# The worker ---------------------------------------------------------------------------------------------------------
+
+
+def gradients_worker(output_dir: Path) -> list[dict]:
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    normalizations = itertools.cycle(("sequence", "batch", "local"))
+    measured = []
+    for (accumulation, micro_batch), pattern in itertools.product(LAYOUTS, PATTERNS):
+        rewards = make_rewards(pattern, world, world * accumulation * micro_batch)
+        if rewards is None:
+            continue
+        for normalization, skip in (("group", True), ("group", False), (next(normalizations), True)):
+            trainer, gradients = train(
+                output_dir,
+                Float64Trainer,
+                rewards=rewards,
+                layout=(micro_batch, accumulation),
+                model=make_model().double(),
+                num_generations=len(rewards[0]),
+                normalization=normalization,
+                skip_invalid_groups=skip,
+                **({"ddp_backend": "gloo"} if world > 1 else {}),
+            )
+            passes = trainer.accelerator.gather(torch.tensor([trainer.num_passes])).tolist()
+            if rank == 0:
+                expected = valid_only_mean(rewards, normalization, micro_batch)
+                measured.append(
+                    {
+                        "case": f"accumulation {accumulation}, micro-batch {micro_batch}, {pattern}, {normalization}, "
+                        f"{'skipping' if skip else 'dense'}",
+                        "error": relative_difference(gradients[0], expected),
+                        "passes": passes,
+                        "valid_rows": sum(len(set(row)) > 1 for row in rewards) * len(rewards[0]),
+                        "rows": len(rewards) * len(rewards[0]),
+                        "layout": [accumulation, micro_batch, world],
+                        "skip": skip,
+                    }
+                )
+    return measured
+
+
+class Scores(TrainerCallback):
+    """Collects what is logged at every step."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "alpha" in logs:
+            self.logs.append(dict(logs))
+
+
+def resampling_worker(output_dir: Path) -> dict:
+    """Two draws of two groups on two processes; valid are only those of rank 0 (paper and r2 tell them apart)."""
+    rewards = ((0, 1), (1, 1), (1, 0), (0, 0), (0, 1), (1, 0))  # draws: (valid, all right), (valid, all wrong), …
+    result = {}
+    for fidelity in ("paper", "r2"):
+        scores = Scores()
+        _, gradients = train(
+            output_dir,
+            Float64Trainer,
+            rewards=rewards,
+            layout=(2, 1),
+            model=make_model().double(),
+            num_generations=2,
+            fidelity=fidelity,
+            normalization="group",
+            beta_th=1.0,
+            callbacks=[scores],
+            ddp_backend="gloo",
+        )
+        kept = (0, 2) if fidelity == "paper" else (0,)
+        blank = tuple(row if group in kept else (0, 0) for group, row in enumerate(rewards))
+        expected = valid_only_mean(blank, "group", 2)
+        result[fidelity] = scores.logs[0] | {"error": relative_difference(gradients[0], expected)}
+        scale = {name: value / 2 for name, value in expected.items()}  # r2 divides by 1 where a half is right
+        result[fidelity]["error_if_half"] = relative_difference(gradients[0], scale)
+    return result
+
+
+def collectives_worker(output_dir: Path) -> dict:
+    """How often this package's own code calls a collective in one step, for balanced and for unbalanced batches."""
+    counts = collections.Counter()
+
+    def counted(name, function):
+        def wrapper(*args, **kwargs):
+            if sys._getframe(1).f_globals is vars(gpg_repro.trainer):
+                counts[name] += 1
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    Accelerator.gather = counted("gather", Accelerator.gather)
+    Accelerator.reduce = counted("reduce", Accelerator.reduce)
+    gpg_repro.trainer.gather_object = counted("exchange", gpg_repro.trainer.gather_object)
+    result = {}
+    for name, rewards in {
+        "balanced": ((0, 1), (1, 1), (1, 0), (0, 0)),
+        "unbalanced": ((0, 1), (1, 0), (1, 1), (0, 0)),
+    }.items():
+        counts.clear()
+        train(output_dir, rewards=rewards, layout=(2, 2), num_generations=2, ddp_backend="gloo")
+        result[name] = dict(counts)
+    return result
+
+
+def worker(output_dir: Path) -> None:
+    world = int(os.environ["WORLD_SIZE"])
+    measured = {}
+    if world == 2:
+        measured["collectives"] = collectives_worker(output_dir)
+    use_float64()
+    if world == 2:
+        measured["resampling"] = resampling_worker(output_dir)
+    measured["gradients"] = gradients_worker(output_dir)
+    if os.environ["RANK"] == "0":
+        (output_dir / "measured.json").write_text(json.dumps(measured))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What each number of processes measured; every launch is made when it is first asked for."""
+    done = {}
+
+    def measure(num_processes: int) -> dict:
+        if num_processes not in done:
+            output_dir = tmp_path_factory.mktemp(f"processes{num_processes}")
+            environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            command += [f"--nproc_per_node={num_processes}", __file__, str(output_dir)]
+            run = subprocess.run(
+                command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+            )
+            assert run.returncode == 0, run.stderr[-4000:]
+            done[num_processes] = json.loads((output_dir / "measured.json").read_text())
+        return done[num_processes]
+
+    return measure
+
+
+# Tests --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_processes", PROCESSES)
+def test_gradient_is_the_mean_over_valid_groups_in_every_layout(measured, num_processes):
+    cases = measured(num_processes)["gradients"]
+    layouts = {tuple(case["layout"][:2]) for case in cases}
+    assert layouts == {layout for layout in LAYOUTS if group_size(num_processes * layout[0] * layout[1])}
+    assert {pattern for pattern in PATTERNS for case in cases if pattern in case["case"]} == {
+        pattern for pattern in PATTERNS if num_processes > 1 or pattern != "one rank has none"
+    }
+    wrong = [case for case in cases if not case["error"] < 1e-10]
+    assert not wrong, json.dumps(wrong, indent=1)
+
+
+@pytest.mark.parametrize("num_processes", PROCESSES)
+def test_every_process_makes_the_same_passes_and_only_those_of_valid_rows(measured, num_processes):
+    for case in measured(num_processes)["gradients"]:
+        accumulation, micro_batch, world = case["layout"]
+        rows = -(-(case["valid_rows"] if case["skip"] else case["rows"]) // world)  # on the fullest process
+        assert case["passes"] == [max(1, -(-rows // micro_batch))] * world, case["case"]
+        assert case["passes"][0] <= accumulation
+
+
+def test_r2_undercounts_where_paper_does_not(measured):
+    """Rank 0 draws a valid group twice, rank 1 never does: the released loop counts two and trains on one."""
+    result = measured(2)["resampling"]
+    for log in result.values():
+        assert (log["num_draws"], log["alpha"], log["prompts_consumed"]) == (2, 2, 4)  # alpha of the first draw
+    paper, released = result["paper"], result["r2"]
+    assert (paper["batch/num_valid_groups"], paper["num_dropped_groups"], paper["alpha_applied"]) == (2, 0, 1)
+    assert paper["error"] < 1e-10
+    # R2 leaves the second valid group on rank 0, which has no room for it, and counts it all the same.
+    assert (released["batch/num_valid_groups"], released["num_dropped_groups"]) == (1, 1)
+    assert (released["batch/alpha"], released["alpha_applied"]) == (2, 1)
+    assert released["error_if_half"] < 1e-10 < 0.4 < released["error"]
+
+
+def test_two_small_collectives_and_an_exchange_where_ranks_are_unequal(measured):
+    collectives = measured(2)["collectives"]
+    assert collectives["balanced"] == {"gather": 1, "reduce": 1}
+    assert collectives["unbalanced"] == {"gather": 1, "reduce": 1, "exchange": 1}
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
