@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from scripted import completion_of, make_model, make_tokenizer, prompt_of, train
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 from transformers.models.qwen2 import modeling_qwen2
 
@@ -28,7 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = (1, 2, 3)
 LAYOUTS = tuple(itertools.product((1, 4), (1, 2, 8)))  # accumulation, micro-batch
 PATTERNS = ("mixed", "one rank has none", "none", "all")
-MAX_PASSES = 50
 
 
 # The batch ----------------------------------------------------------------------------------------------------------
@@ -175,6 +175,33 @@ def gradients_worker(output_dir: Path) -> list[dict]:
     return measured
 
 
+def sharded_worker(output_dir: Path) -> list[dict]:
+    """The same with FSDP2 on two processes. accelerate falls back to DDP on a CPU, so the model is sharded by hand."""
+
+    def prepare_model(self, model, *args, **kwargs):
+        for layer in model.model.layers:
+            fully_shard(layer)
+        return fully_shard(model)
+
+    Accelerator.prepare_model = prepare_model
+    measured = []
+    for (accumulation, micro_batch), pattern in itertools.product(((1, 8), (4, 2)), PATTERNS):
+        rewards = make_rewards(pattern, 2, 2 * accumulation * micro_batch)
+        _, gradients = train(
+            output_dir,
+            Float64Trainer,
+            rewards=rewards,
+            layout=(micro_batch, accumulation),
+            model=make_model().double(),
+            num_generations=len(rewards[0]),
+            ddp_backend="gloo",
+        )
+        whole = {name: gradient.full_tensor() for name, gradient in gradients[0].items()}
+        expected = valid_only_mean(rewards, "group", micro_batch)
+        measured.append({"pattern": pattern, "error": relative_difference(whole, expected)})
+    return measured
+
+
 class Scores(TrainerCallback):
     """Collects what is logged at every step."""
 
@@ -249,6 +276,8 @@ def worker(output_dir: Path) -> None:
     if world == 2:
         measured["resampling"] = resampling_worker(output_dir)
     measured["gradients"] = gradients_worker(output_dir)
+    if world == 2:
+        measured["sharded"] = sharded_worker(output_dir)
     if os.environ["RANK"] == "0":
         (output_dir / "measured.json").write_text(json.dumps(measured))
     if torch.distributed.is_initialized():
@@ -298,6 +327,12 @@ def test_every_process_makes_the_same_passes_and_only_those_of_valid_rows(measur
         rows = -(-(case["valid_rows"] if case["skip"] else case["rows"]) // world)  # on the fullest process
         assert case["passes"] == [max(1, -(-rows // micro_batch))] * world, case["case"]
         assert case["passes"][0] <= accumulation
+
+
+def test_sharded_parameters_get_the_same_gradient(measured):
+    cases = measured(2)["sharded"]
+    assert {case["pattern"] for case in cases} == set(PATTERNS)
+    assert not [case for case in cases if not case["error"] < 1e-10]
 
 
 def test_r2_undercounts_where_paper_does_not(measured):
