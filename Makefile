@@ -32,8 +32,8 @@ one_of = $(if $(filter-out 1,$(words $($1)))$(filter-out $2,$($1)),$(error $1=$(
 $(call one_of,SCALE,smoke tiny paper)
 $(call one_of,ENGINE,auto vllm transformers)
 $(if $(strip $(DEVICE)),$(call one_of,DEVICE,cpu gpu))
-ifneq ($(shell printf '%s' '$(SEEDS)' | grep -Ec '^[1-9][0-9]*$$'),1)
-$(error SEEDS=$(SEEDS) is not a number of seeds; use 1, 2, 3, …)
+ifneq ($(shell printf '%s' '$(SEEDS)' | grep -Ec '^(0|[1-9][0-9]*)$$'),1)
+$(error SEEDS=$(SEEDS) is not a number of seeds; use 1, 2, 3, … to train so many, 0 to show the committed records)
 endif
 
 # $(call need,TARGET,NAME,example): TARGET cannot do without the variable

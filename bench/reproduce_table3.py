@@ -35,6 +35,7 @@ def run(scale: str, environment: dict[str, str]) -> tuple[float, float]:
         "notebooks/table_03.ipynb",
         "--parameters",
         f"SCALE={scale}",
+        "SEEDS=1",
     ]
     start = time.perf_counter()
     process = subprocess.Popen(

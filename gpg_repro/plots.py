@@ -7,97 +7,175 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gpg_repro.tables.base import Table, implied_interval, published_scores
+from gpg_repro.tables.base import Table, published_scores
+from gpg_repro.tables.printed import implied_difference, implied_interval
 
 GPG_BLUE, GRPO_GRAY, BASE_BLACK = "#2563ab", "#8a8a8a", "#222222"
+EASY_GREEN, HARD_RED, BAND = "#2a9d6f", "#b5483a", "#f0c36d"
+_RIVALS = ("grpo", "dr_grpo", "dapo")
 
 
 def row_color(key: str) -> str:
-    """GPG blue, GRPO gray (the paper's Figure 4), the base and others black."""
-    return GPG_BLUE if key.startswith("gpg") else GRPO_GRAY if key.startswith("grpo") else BASE_BLACK
+    """Black for the base and other authors' models, gray for the rivals (as in the paper), GPG blue for the rest."""
+    if key in ("base", "still3"):
+        return BASE_BLACK
+    return GRPO_GRAY if key.startswith(_RIVALS) else GPG_BLUE
 
 
-def table_figure(table: Table, measured: pd.DataFrame, scale: str, reference: pd.DataFrame | None = None) -> Figure:
+def table_figure(
+    table: Table, scale: str, measured: pd.DataFrame | None, committed: pd.DataFrame | None = None
+) -> Figure:
     """Averages of a table: the published ones left, ours right, each on an axis of its own, with 95 % intervals."""
     sns.set_theme(style="whitegrid", context="notebook")
-    rows = [row for row in table.rows_at(scale) if row.published or (measured.row == row.key).any()]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 0.52 * len(rows) + 2.1), layout="constrained")
-    positions = {row.key: len(rows) - i for i, row in enumerate(rows)}
     published = published_scores(table)
-    for row in rows:
-        if row.key not in published.index:
-            left.text(
-                0.02,
-                positions[row.key],
-                "not in the paper",
-                va="center",
-                color="0.5",
-                bbox={"facecolor": "white", "edgecolor": "none"},
-                fontsize=10,
-                transform=left.get_yaxis_transform(),
-            )
-            continue
-        printed = published.loc[row.key]
-        low, high = implied_interval(printed, table.benchmarks)
-        left.plot([low, high], [positions[row.key]] * 2, color=row_color(row.key), alpha=0.45, lw=2.5)
-        left.plot(printed["Average"], positions[row.key], "o", color=row_color(row.key), ms=8)
-        left.annotate(
-            f"{printed['Average']:.1f}",
-            (printed["Average"], positions[row.key]),
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
-    left.set(
-        title=f"Published (paper v3): mean of {len(table.benchmarks)} benchmarks, %",
-        yticks=list(positions.values()),
-        yticklabels=[row.label for row in rows],
+    sets = [(name, frame) for name, frame in (("this run", measured), ("committed records", committed))
+            if frame is not None and len(frame)]  # fmt: skip
+    known = set(published.index).union(*(set(frame.row) for _, frame in sets))
+    rows = [row for row in table.rows_at(scale) if row.key in known]
+    positions = {row.key: len(rows) - i for i, row in enumerate(rows)}
+    longest = max(len(row.label) for row in rows)
+    width = (13 if longest < 32 else 15.5) if len(published) else 9
+    figure, axes = plt.subplots(
+        1, 2 if len(published) else 1, figsize=(width, 0.52 * len(rows) + 2.1), layout="constrained", squeeze=False
     )
-    sets = [(measured, 0.0, "o", "this run" if reference is not None and len(reference) else None)]
-    if reference is not None and len(reference):
-        sets = [
-            (measured, 0.14, "o", _seeds("this run", measured)),
-            (reference, -0.14, "D", _seeds("committed records", reference)),
-        ]
-    for frame, shift, marker, label in sets:
-        averages = frame[frame.column == "average"].set_index("row")
-        for key, cell in averages.iterrows():
+    right = axes[0, -1]
+    if len(published):
+        _published_axis(axes[0, 0], table, published, {row: positions[row.key] for row in rows})
+    shifts = (0.14, -0.14) if len(sets) > 1 else (0.0,)
+    for (name, frame), shift, marker in zip(sets, shifts, "oD", strict=False):
+        for key, cell in frame[frame.column == "average"].set_index("row").iterrows():
             y = positions[key] + shift
             right.plot([100 * cell["low"], 100 * cell["high"]], [y, y], color=row_color(key), alpha=0.45, lw=2.5)
             right.plot(100 * cell["mean"], y, marker, color=row_color(key), ms=7)
-            right.annotate(
-                f"{100 * cell['mean']:.1f}",
-                (100 * cell["high"], y),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
-        if label:
-            right.plot([], [], marker, color="0.4", label=label, ls="")
+            _beside(right, f"{100 * cell['mean']:.1f}", 100 * cell["high"], y)
+        right.plot([], [], marker, color="0.4", label=_seeds(name, frame), ls="")
     columns = "benchmarks" if scale == "paper" else "suites"
-    kind = "measured here" if scale == "paper" else f"Miniature ({scale}, not comparable)"
+    kind = "Measured here" if scale == "paper" else f"Miniature ({scale}, not comparable)"
     right.set(
-        title=f"{kind}: mean of {len(table.benchmarks_at(scale))} {columns}, %",
+        title=f"{kind}\nmean of {len(table.benchmarks_at(scale))} {columns}, %",
         yticks=list(positions.values()),
-        yticklabels=[row.label if scale == "paper" else row.tiny_label for row in rows],
+        yticklabels=[row.label_at(scale) for row in rows],
     )
-    if len(sets) > 1:
-        right.legend(loc="upper right", bbox_to_anchor=(1.0, -0.1), ncol=2, frameon=False, fontsize=9)
-    for axis in (left, right):
-        axis.set_ylim(0.4, len(rows) + 0.6)
-        axis.margins(x=0.15)
-        axis.title.set_fontsize(11)
-        sns.despine(ax=axis, left=True)
+    right.legend(loc="upper right", bbox_to_anchor=(1.0, -0.1), ncol=2, frameon=False, fontsize=9)
+    for axis in axes.flat:
+        _finish(axis, len(rows))
     figure.suptitle(
-        f"Table {table.number}. Bars: 95 % intervals over items (published: implied by the item counts alone)",
+        f"{table.name}. Bars: 95 % intervals over items"
+        + (" (published: implied by the item counts alone)" if len(published) else ""),
         fontsize=11,
         color="0.35",
     )
     return figure
+
+
+def _published_axis(axis: Axes, table: Table, published: pd.DataFrame, positions: Mapping) -> None:
+    for row, y in positions.items():
+        if row.key not in published.index:
+            _absent(axis, y)
+            continue
+        printed = published.loc[row.key]
+        low, high = implied_interval(printed, table.benchmarks)
+        axis.plot([low, high], [y, y], color=row_color(row.key), alpha=0.45, lw=2.5)
+        axis.plot(printed["Average"], y, "o", color=row_color(row.key), ms=8)
+        _beside(axis, f"{printed['Average']:.1f}", high, y)
+    axis.set(
+        title=f"Published (paper v3)\nmean of {len(table.benchmarks)} benchmarks, %",
+        yticks=list(positions.values()),
+        yticklabels=[row.label for row in positions],
+    )
+
+
+def differences_figure(table: Table, scale: str, ours: pd.DataFrame, origin: str) -> Figure:
+    """The table's comparisons: published differences left, ours right; filled where two rows are told apart.
+
+    Args:
+        ours: from ``tables.numbers.differences``.
+        origin: where ``ours`` comes from.
+    """
+    sns.set_theme(style="whitegrid", context="notebook")
+    published, names = published_scores(table), {row.key: row for row in table.rows}
+    found = {(line.row, line.against): line for line in ours.itertuples()}
+    pairs = [pair for pair in table.comparisons if pair in found or set(pair) <= set(published.index)]
+    positions = {pair: len(pairs) - i for i, pair in enumerate(pairs)}
+    figure, axes = plt.subplots(
+        1,
+        2 if len(published) else 1,
+        figsize=(15.5 if len(published) else 10, 0.6 * len(pairs) + 2.5),
+        layout="constrained",
+        squeeze=False,
+    )
+    if len(published):
+        left = axes[0, 0]
+        _pair_labels(left, {f"{names[a].label}\n− {names[b].label}": y for (a, b), y in positions.items()})
+        for pair, y in positions.items():
+            if not set(pair) <= set(published.index):
+                _absent(left, y)
+                continue
+            gap, low, high = implied_difference(published.loc[pair[0]], published.loc[pair[1]], table.benchmarks)
+            left.plot([low, high], [y, y], color=GPG_BLUE, alpha=0.45, lw=2.5)
+            inside = low <= 0 <= high
+            left.plot(gap, y, "o", color=GPG_BLUE, ms=8, mfc="white" if inside else GPG_BLUE)
+            _beside(left, f"{gap:+.1f}", high, y)
+        left.set_title("Published (paper v3), points\nbars: implied by item counts, unpaired")
+    right = axes[0, -1]
+    for pair, y in positions.items():
+        if pair not in found:
+            right.text(0.02, y, "not measured", va="center", color="0.5", transform=right.get_yaxis_transform())
+            continue
+        line = found[pair]
+        right.plot([line.low, line.high], [y, y], color=GPG_BLUE, alpha=0.45, lw=2.5)
+        right.plot(line.difference, y, "o", color=GPG_BLUE, ms=8, mfc=GPG_BLUE if line.apart else "white")
+        if line.seeds_low is not None and not pd.isna(line.seeds_low):
+            right.plot([line.seeds_low, line.seeds_high], [y - 0.22] * 2, color=GRPO_GRAY, alpha=0.7, lw=1.5)
+        _beside(right, f"{line.difference:+.1f}", line.high, y)
+    kind = "Measured here" if scale == "paper" else f"Miniature ({scale}, not comparable)"
+    seeds = int(ours["num_seeds"].max())
+    right.set_title(f"{kind}, points\n{origin}, {seeds} training seed{'s' if seeds > 1 else ''}")
+    right.plot([], [], color=GPG_BLUE, alpha=0.45, lw=2.5, label="95 % over items, paired")
+    if ours["seeds_low"].notna().any():
+        right.plot([], [], color=GRPO_GRAY, alpha=0.7, lw=1.5, label="95 % over training seeds")
+    right.plot([], [], "o", color=GPG_BLUE, ls="", label="told apart" if seeds > 2 else "told apart (items alone)")
+    right.plot([], [], "o", color=GPG_BLUE, mfc="white", ls="", label="not told apart")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False, fontsize=9)
+    labels = {f"{names[a].label_at(scale)}\n− {names[b].label_at(scale)}": y for (a, b), y in positions.items()}
+    _pair_labels(right, labels)
+    for axis in axes.flat:
+        axis.axvline(0, color="0.3", lw=1)
+        _finish(axis, len(pairs))
+    figure.suptitle(f"{table.name}: differences of Average", fontsize=11, color="0.35")
+    return figure
+
+
+def _pair_labels(axis: Axes, labels: Mapping[str, int]) -> None:
+    axis.set(yticks=list(labels.values()), yticklabels=list(labels))
+    axis.tick_params(axis="y", labelsize=9)
+
+
+def _beside(axis: Axes, text: str, x: float, y: float) -> None:
+    axis.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+
+
+def _absent(axis: Axes, y: float) -> None:
+    axis.text(
+        0.02,
+        y,
+        "not in the paper",
+        va="center",
+        color="0.5",
+        bbox={"facecolor": "white", "edgecolor": "none"},
+        fontsize=10,
+        transform=axis.get_yaxis_transform(),
+    )
+
+
+def _finish(axis: Axes, num_rows: int) -> None:
+    axis.set_ylim(0.4, num_rows + 0.6)
+    axis.margins(x=0.15)
+    axis.title.set_fontsize(11)
+    sns.despine(ax=axis, left=True)
 
 
 def _seeds(name: str, frame: pd.DataFrame) -> str:
@@ -115,16 +193,19 @@ def training_figure(curves: Mapping[str, Sequence[pd.DataFrame]], keys: Mapping[
     """
     sns.set_theme(style="whitegrid", context="notebook")
     panels = (("reward", "sampled reward"), ("alpha", "α = B/(B−M)"), ("reward_std", "mean within-group reward std"))
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.1), layout="constrained")
     styles = ["-", "--", ":", "-."]
+    palette = dict(zip(curves, sns.color_palette("colorblind", len(curves)), strict=True))
     used: dict[str, int] = {}
     for label, frames in curves.items():
         color = row_color(keys[label])
         style = styles[used.setdefault(color, 0) % len(styles)]
         used[color] += 1
+        if len(curves) > 5:  # too many for two colours
+            color, style = palette[label], "-"
         for axis, (column, _) in zip(axes, panels, strict=True):
-            smooth = [f.set_index("step")[column].rolling(window, min_periods=1, center=True).mean() for f in frames]
-            for line in smooth if len(smooth) > 1 else []:
+            smooth = [smoothed(frame, column, window) for frame in frames]
+            for line in smooth if len(smooth) > 1 and len(curves) <= 5 else []:
                 axis.plot(line.index, line, color=color, alpha=0.2, lw=1, ls=style)
             mean = pd.concat(smooth, axis=1).mean(axis=1)
             axis.plot(mean.index, mean, color=color, ls=style, lw=1.8, label=label)
@@ -133,4 +214,183 @@ def training_figure(curves: Mapping[str, Sequence[pd.DataFrame]], keys: Mapping[
         axis.title.set_fontsize(11.5)
         sns.despine(ax=axis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3, frameon=False, fontsize=10)
+    return figure
+
+
+def smoothed(frame: pd.DataFrame, column: str, window: int = 10) -> pd.Series:
+    """Centred moving average of one metric over optimiser steps, of a quarter of a run at most; index step.
+
+    A step without a group with a signal has no alpha (it is logged as 0) and is left out of the average of alpha.
+    """
+    values = frame.set_index("step")[column]
+    if column == "alpha":
+        values = values.where(values > 0)
+    return values.rolling(max(1, min(window, len(frame) // 4)), min_periods=1, center=True).mean()
+
+
+def dynamics_figure(
+    frames: Sequence[pd.DataFrame], quoted: Mapping[str, tuple[float, float]], scale: str, window: int = 10
+) -> Figure:
+    """Figure 2: shares of groups without signal, alpha, within-group reward deviation, against the step.
+
+    Args:
+        frames: steps of each seed (columns step, frac_easy, frac_hard, alpha, reward_std).
+        quoted: ranges the paper's text quotes for alpha and reward_std, drawn as bands.
+        window: steps of the centred moving average.
+    """
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.3), layout="constrained")
+    lines = (
+        (axes[0], "frac_easy", EASY_GREEN, "all right (easy)"),
+        (axes[0], "frac_hard", HARD_RED, "all wrong (hard)"),
+        (axes[1], "alpha", GPG_BLUE, "ours"),
+        (axes[2], "reward_std", GPG_BLUE, "ours"),
+    )
+    for axis, column, color, label in lines:
+        _seed_lines(axis, frames, column, color, label, window)
+    for axis, column in ((axes[1], "alpha"), (axes[2], "reward_std")):
+        low, high = quoted[column]
+        axis.axhspan(low, high, color=BAND, alpha=0.28, lw=0, label=f"quoted for the paper's 7B run: {low:g}–{high:g}")
+    axes[0].set(title="left: share of groups without signal", ylabel="share of groups", ylim=(0, 1))
+    axes[1].set(title="in the text only: α = B/(B−M)", ylabel="α", ylim=(0.9, None))
+    axes[2].set(title="right: mean within-group reward std", ylabel="reward std (0/1 reward)", ylim=(0, None))
+    for axis in axes:
+        axis.set_xlabel("optimiser step")
+        axis.title.set_fontsize(11.5)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9.5)
+        sns.despine(ax=axis)
+    figure.suptitle(
+        f"Figure 2. {_of_seeds(scale, len(frames))}, moving average of up to {window} steps", fontsize=11, color="0.35"
+    )
+    return figure
+
+
+def training_curves_figure(
+    curves: Mapping[str, Sequence[pd.DataFrame]], functions: Sequence[str], scale: str, window: int = 10
+) -> Figure:
+    """Figure 4: losses (an axis each), total reward, reward of each function, completion length, against the step.
+
+    Args:
+        curves: ``GPG`` and ``GRPO`` -> steps of each seed.
+        functions: reward functions, columns ``rewards/<name>``.
+        window: steps of the centred moving average.
+    """
+    sns.set_theme(style="whitegrid", context="notebook")
+    both = tuple(curves)
+    panels = [(f"loss of {method} (own scale)", "loss", (method,)) for method in both]
+    panels += [("total reward", "reward", both), *((f"reward: {name}", f"rewards/{name}", both) for name in functions)]
+    panels += [("completion length, tokens", "completion_length", both)]
+    rows = -(-len(panels) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(14, 3.6 * rows), layout="constrained", squeeze=False)
+    colors = {"GPG": GPG_BLUE, "GRPO": GRPO_GRAY}
+    for axis, (title, column, methods) in zip(axes.flat, panels, strict=False):
+        for method in reversed(methods):  # the wider gray line lies under the blue one
+            _seed_lines(axis, curves[method], column, colors[method], method, window, 3.2 if method == "GRPO" else 1.8)
+        axis.set(title=title, xlabel="optimiser step")
+        axis.title.set_fontsize(11.5)
+        sns.despine(ax=axis)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    shared = axes.flat[len(both)]
+    figure.legend(*shared.get_legend_handles_labels(), loc="outside lower center", ncol=2, frameon=False, fontsize=10.5)
+    seeds = max(len(frames) for frames in curves.values())
+    figure.suptitle(
+        f"Figure 4. {_of_seeds(scale, seeds)}, moving average of up to {window} steps", fontsize=11, color="0.35"
+    )
+    return figure
+
+
+def _seed_lines(
+    axis: Axes, frames: Sequence[pd.DataFrame], column: str, color: str, label: str, window: int, width: float = 2.0
+) -> None:
+    smooth = [smoothed(frame, column, window) for frame in frames]
+    for line in smooth if len(smooth) > 1 else []:
+        axis.plot(line.index, line, color=color, alpha=0.25, lw=1)
+    mean = pd.concat(smooth, axis=1).mean(axis=1)
+    axis.plot(mean.index, mean, color=color, lw=width, label=label)
+
+
+def _of_seeds(scale: str, seeds: int) -> str:
+    kind = "Measured here" if scale == "paper" else f"Miniature (scale {scale}), not the paper's run"
+    return f"{kind}: {seeds} training seed{'s, faint lines single ones' if seeds > 1 else ''}"
+
+
+def components_figure(frame: pd.DataFrame, passes: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """Table 2 as a picture: published and found components, and what a step of each trainer costs.
+
+    Args:
+        frame: method x (block, component), cells "yes", "no" or "–".
+        passes: method -> forward passes per completion with and without gradient, parameters held over the policy's.
+    """
+    sns.set_theme(style="white", context="notebook")
+    blocks = list(dict.fromkeys(top for top, _ in frame.columns))
+    figure, axes = plt.subplots(
+        1, 3, figsize=(15, 0.55 * len(frame) + 2.2), layout="constrained", width_ratios=[1, 1, 0.95], sharey=True
+    )
+    colors = {"yes": "#c9d9ee", "no": "#ffffff", "–": "#f1f1f1"}
+    for axis, block in zip(axes, blocks, strict=False):
+        for i, method in enumerate(frame.index):
+            for j, component in enumerate(frame[block].columns):
+                text = frame.loc[method, (block, component)]
+                axis.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colors[text], edgecolor="0.8"))
+                axis.text(j, i, text, ha="center", va="center", fontsize=10.5, color="0.55" if text == "–" else "0.1")
+        names = [component.replace(" ", "\n") for component in frame[block].columns]
+        axis.set(xlim=(-0.5, len(names) - 0.5), xticks=range(len(names)), xticklabels=names, title=block)
+        axis.tick_params(length=0, labelsize=9.5)
+    cost = axes[2]
+    for i, method in enumerate(frame.index):
+        if method not in passes:
+            cost.text(0.03, i, "not trained here", va="center", color="0.5", fontsize=10)
+            continue
+        with_gradient, without, held = passes[method]
+        cost.barh(i, with_gradient, color=GPG_BLUE, height=0.55)
+        cost.barh(i, without, left=with_gradient, color=GRPO_GRAY, height=0.55)
+        cost.annotate(
+            f"{with_gradient + without:.2f}  ({held:.0f}× parameters)",
+            (with_gradient + without, i),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9.5,
+        )
+    most = max(a + b for a, b, _ in passes.values())
+    cost.set(xlim=(0, 1.75 * most), xlabel="forward passes per completion", title="cost of one step, smoke base")
+    cost.barh([0], [0], color=GPG_BLUE, label="with gradient")
+    cost.barh([0], [0], color=GRPO_GRAY, label="without (reference model)")
+    cost.legend(loc="upper right", bbox_to_anchor=(1.0, -0.14), ncol=2, frameon=False, fontsize=9)
+    axes[0].set(ylim=(len(frame) - 0.5, -0.5), yticks=range(len(frame)), yticklabels=list(frame.index))
+    for axis in axes:
+        axis.title.set_fontsize(11.5)
+        sns.despine(ax=axis, left=True, bottom=axis is not cost)
+    return figure
+
+
+def multipliers_figure(
+    ratios: Sequence[float], curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> Figure:
+    """Table 9 as a picture: how strongly one token is pushed, against the ratio to the policy that sampled it.
+
+    Args:
+        ratios: rho = pi / pi_old.
+        curves: method -> pull on log pi (minus the derivative of the loss) for advantage +1 and for -1.
+    """
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.4), layout="constrained", sharex=True)
+    looks = {
+        "GPG": (GPG_BLUE, "-", 2.6),
+        "PPO, GRPO, Dr. GRPO": (GRPO_GRAY, "-", 2.0),
+        "DAPO": (HARD_RED, "--", 1.6),
+    }
+    for axis, side, title in ((axes[0], 0, "advantage +1"), (axes[1], 1, "advantage −1")):
+        for method, pulls in curves.items():
+            color, style, width = looks[method]
+            axis.plot(ratios, pulls[side], color=color, ls=style, lw=width, label=method)
+        axis.axvline(1.0, color="0.4", lw=1, ls=":")
+        axis.set(title=title, xlabel="ρ = π / π_old of the token", ylabel="pull on log π (−∂loss/∂log π)")
+        axis.title.set_fontsize(11.5)
+        sns.despine(ax=axis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3, frameon=False, fontsize=10)
+    figure.suptitle(
+        "Table 9. On policy (dotted) all agree; off policy only GPG has no ratio", fontsize=11, color="0.35"
+    )
     return figure

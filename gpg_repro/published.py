@@ -17,14 +17,15 @@ from eval_harness.errors import unknown
 SOURCES = ("paper-v3", "readme", "poster")
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Where the published numbers lie: in the checkout, or inside a built wheel."""
     packaged = Path(__file__).parent / "published_data"  # inside a built wheel
     return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "results" / "paper"
 
 
 @cache
 def _rows(source: str) -> tuple[dict, ...]:
-    return tuple(json.loads((_folder() / f"{source}.json").read_text(encoding="utf-8"))["rows"])
+    return tuple(json.loads((folder() / f"{source}.json").read_text(encoding="utf-8"))["rows"])
 
 
 def published_table(table: str, source: str = "paper-v3") -> pd.DataFrame:

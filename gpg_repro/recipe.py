@@ -1,26 +1,32 @@
 """Recipes: one YAML file per experiment, named for the table row it serves, complete for each of its scales.
 
 ``load_recipe`` turns a file (or a name from ``gpg_repro/recipes``) plus ``key=value`` overrides into one resolved,
-typed :class:`Recipe`. Unknown keys are errors; every problem is reported at once, before a model is loaded.
+typed :class:`Recipe`. Unknown keys are errors; every problem of the file is reported at once, before a model is loaded.
+What each key means: docs/recipes.md.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval_harness.errors import UserError, unknown
+from gpg_repro.datasets import get_training_set
+from gpg_repro.prompts import SYSTEM_PROMPTS
+from gpg_repro.rewards import get_reward
 
 Scale = Literal["smoke", "tiny", "paper"]
 SCALES: tuple[str, ...] = get_args(Scale)
+Method = Literal["gpg", "grpo", "dr_grpo", "dapo"]
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -33,9 +39,20 @@ class Objective(_Strict):
 
     f_norm: Literal["none", "group", "batch"]
     age: bool
-    normalization: Literal["group", "sequence", "batch", "local"]
+    beta_th: float = Field(default=0.0, ge=0, le=1)
+    """Smallest admissible share of valid groups; below it, further prompts are drawn. 0 is off."""
+    max_draws: int = Field(default=20, ge=1)
+    normalization: Literal["group", "sequence", "batch", "local", "constant"]
+    """``constant`` divides by the generation limit (Dr. GRPO only)."""
     beta_kl: float = Field(ge=0)
     logp_temperature: Literal["sampling", "one"] = "sampling"
+    fixed_alpha: float | None = Field(default=None, gt=0)
+    """A constant in the place of alpha = B/(B-M)."""
+    alpha_from: str | None = None
+    """A recipe: fixed_alpha is the mean ``alpha_applied`` of its finished run at the same scale and seed."""
+    epsilon: float = Field(default=0.2, gt=0)
+    epsilon_high: float | None = Field(default=None, gt=0)
+    """Clip range of the rivals' probability ratio, below and above 1; null: the same on both sides."""
 
 
 class Training(_Strict):
@@ -48,7 +65,18 @@ class Training(_Strict):
     num_processes: int = Field(ge=1)
     """What the batch is meant for; a launch with another number says so and goes on."""
     learning_rate: float = Field(gt=0)
-    lr_scheduler_type: str
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ]
     lr_scheduler_kwargs: dict[str, float] = {}
     warmup_steps: float = Field(ge=0)
     """A number of steps, or a share of max_steps when below 1."""
@@ -66,22 +94,15 @@ class Training(_Strict):
     gradient_checkpointing: bool
     save_steps: int = Field(ge=1)
 
-    @model_validator(mode="after")
-    def _whole_groups(self) -> Training:
-        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_processes
-        if rows % self.num_generations:
-            raise ValueError(
-                f"{self.per_device_train_batch_size} completions per device x {self.gradient_accumulation_steps} "
-                f"accumulation steps x {self.num_processes} processes = {rows} is not a multiple of num_generations = "
-                f"{self.num_generations}"
-            )
-        return self
+    def completions_per_step(self, num_processes: int | None = None) -> int:
+        """Completions in one optimiser step, of the recipe's number of processes or of another."""
+        processes = num_processes or self.num_processes
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
 
     @property
     def prompts_per_step(self) -> int:
         """Groups in one optimiser step."""
-        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_processes
-        return rows // self.num_generations
+        return self.completions_per_step() // self.num_generations
 
 
 class Setup(_Strict):
@@ -97,15 +118,18 @@ class Setup(_Strict):
     training: Training
 
 
+_LATER_KEYS = ("beta_th", "max_draws", "fixed_alpha", "alpha_from", "epsilon", "epsilon_high")
+"""Keys that came after the first records: at their defaults they stay out of the fingerprint."""
+
+
 class Recipe(_Strict):
     """A recipe at one scale, with nothing left to default."""
 
     name: str
     title: str
     serves: str
-    method: Literal["gpg", "grpo"]
+    method: Method
     fidelity: Literal["paper", "r0", "r1", "r2"]
-    status: str
     scale: Scale
     seed: int = Field(ge=0)
     objective: Objective
@@ -113,17 +137,182 @@ class Recipe(_Strict):
 
     def fingerprint(self, base_identity: str) -> str:
         """Hash of everything that can move the trained weights."""
-        moving = self.model_dump(exclude={"title", "serves", "status"})
-        moving["setup"]["training"].pop("save_steps")
-        return hashlib.sha256(json.dumps([moving, base_identity], sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(
+            json.dumps([_moving(self.model_dump()), base_identity], sort_keys=True).encode()
+        ).hexdigest()[:12]
+
+    def describes(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether a run's recorded recipe differs from this one in nothing but its seed."""
+        ours, theirs = (_moving(copy.deepcopy(dict(r))) for r in (self.model_dump(), recorded))
+        for one in (ours, theirs):
+            one.pop("seed", None)
+            if one.get("objective", {}).get("alpha_from"):
+                one["objective"].pop("fixed_alpha", None)  # measured when the run was made
+        return ours == theirs
 
 
-_FILE_KEYS = ("title", "serves", "method", "fidelity", "status", "objective", "scales")
+def _moving(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What of a dumped recipe can move the trained weights."""
+    for key in ("title", "serves", "status"):
+        recipe.pop(key, None)
+    recipe["setup"]["training"].pop("save_steps")
+    objective = recipe["objective"]
+    for key in _LATER_KEYS:
+        if key in objective and objective[key] == Objective.model_fields[key].default:
+            del objective[key]
+    return recipe
+
+
+# --- Rules between fields --------------------------------------------------------------------------------------------
+
+_RULES: list[tuple[tuple[str, ...], Callable[..., str | None]]] = []
+
+
+def _rule(*fields: str) -> Callable:
+    """Registers a check of these fields' values. It returns what is wrong, or None, and is left out when one of the
+    values is itself unusable."""
+
+    def register(check: Callable[..., str | None]) -> Callable[..., str | None]:
+        _RULES.append((fields, check))
+        return check
+
+    return register
+
+
+_BATCH = tuple(
+    f"training.{key}"
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_processes", "num_generations")
+)
+
+
+@_rule(*_BATCH)
+def _whole_groups(per_device: int, accumulation: int, processes: int, generations: int) -> str | None:
+    rows = per_device * accumulation * processes
+    if rows % generations == 0:
+        return None
+    return (
+        f"{per_device} completions per device x {accumulation} accumulation steps x {processes} processes = {rows} is "
+        f"not a multiple of num_generations = {generations}: make it one."
+    )
+
+
+@_rule("fidelity", "training.per_device_train_batch_size", "training.num_generations")
+def _r2_holds_groups(fidelity: str, per_device: int, generations: int) -> str | None:
+    if fidelity != "r2" or per_device % generations == 0:
+        return None
+    return (
+        f"fidelity r2 keeps whole groups on a device: per_device_train_batch_size = {per_device} has to be a multiple "
+        f"of num_generations = {generations}."
+    )
+
+
+@_rule("objective.age", "objective.fixed_alpha", "objective.alpha_from")
+def _one_alpha(age: bool, fixed_alpha: float | None, alpha_from: str | None) -> str | None:
+    given = [name for name, on in (("age", age), ("fixed_alpha", fixed_alpha), ("alpha_from", alpha_from)) if on]
+    if len(given) < 2:
+        return None
+    return f"{' and '.join(given)} each set the factor of the loss: keep one of them."
+
+
+@_rule("method", "objective.normalization")
+def _normalizer(method: str, normalization: str) -> str | None:
+    if normalization == "constant" and method != "dr_grpo":
+        return f"normalization constant is Dr. GRPO's; method {method} cannot have it."
+    if normalization == "group" and method != "gpg":
+        return f"TRL has no normalization group (Eq. 5) for method {method}; use local, sequence or batch."
+    return None
+
+
+@_rule(
+    "method",
+    "objective.age",
+    "objective.beta_th",
+    "objective.fixed_alpha",
+    "objective.alpha_from",
+    "objective.logp_temperature",
+)
+def _rivals(
+    method: str, age: bool, beta_th: float, alpha: float | None, alpha_from: str | None, temperature: str
+) -> str | None:
+    if method == "gpg":
+        return None
+    switches = {"age": age, "beta_th": beta_th, "fixed_alpha": alpha, "alpha_from": alpha_from}
+    given = [name for name, value in switches.items() if value]
+    if temperature != "sampling":
+        given.append("logp_temperature: one")
+    return f"method {method} is TRL's own and has no {', '.join(given)}: only gpg does." if given else None
+
+
+@_rule("method", "objective.epsilon", "objective.epsilon_high")
+def _clip_range(method: str, epsilon: float, epsilon_high: float | None) -> str | None:
+    if method == "gpg" and (epsilon, epsilon_high) != (0.2, None):
+        return "gpg has no probability ratio to clip: leave epsilon and epsilon_high out."
+    return None
+
+
+@_rule("method", "objective.f_norm")
+def _rivals_f_norm(method: str, f_norm: str) -> str | None:
+    own = {"dr_grpo": "none", "dapo": "group"}.get(method, f_norm)
+    return None if f_norm == own else f"method {method} means f_norm {own}, got {f_norm}."
+
+
+@_rule("objective.alpha_from", "scale")
+def _alpha_source(alpha_from: str | None, scale: str) -> str | None:
+    if alpha_from is None:
+        return None
+    if alpha_from not in recipe_names():
+        return f"alpha_from: {unknown('recipe', alpha_from, recipe_names())}"
+    source = _read(RECIPES / f"{alpha_from}.yaml")[0]
+    if source["objective"].get("alpha_from"):
+        return f"alpha_from {alpha_from}: that recipe takes its own alpha from another run; name one that measures it."
+    return None if scale in source["scales"] else f"alpha_from {alpha_from}: that recipe has no scale {scale}."
+
+
+@_rule("setup.dataset", "setup.num_prompts", "setup.system_prompt")
+def _data(dataset: str, num_prompts: int | None, system_prompt: str | None) -> str | None:
+    try:
+        found = get_training_set(dataset)
+    except UserError as error:
+        return str(error)
+    if callable(found.source) and num_prompts is None:
+        return f"training set {dataset} is generated: say num_prompts."
+    if found.ready_made and system_prompt:
+        return f"training set {dataset} brings its whole prompt: system_prompt must be null."
+    return None
+
+
+@_rule("setup.system_prompt")
+def _prompt_exists(name: str | None) -> str | None:
+    return None if name is None or name in SYSTEM_PROMPTS else str(unknown("system prompt", name, SYSTEM_PROMPTS))
+
+
+@_rule("setup.rewards")
+def _rewards_exist(rewards: Mapping[str, float]) -> str | None:
+    problems = []
+    for name in rewards:
+        try:
+            get_reward(name)
+        except UserError as error:
+            problems.append(str(error))
+    return " ".join(problems) or None
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+_FILE_KEYS = ("title", "serves", "method", "fidelity", "objective", "scales")
+_REPLACED_WHOLE = ("rewards", "lr_scheduler_kwargs")
+"""Mappings whose keys are names of the user's choosing: a file that extends another replaces them whole."""
 
 
 def recipe_names() -> list[str]:
     """Names of the packaged recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_scales(name: str) -> list[str]:
+    """The scales a recipe has, in the order smoke, tiny, paper."""
+    raw = _read(_path(name))[0]
+    return [scale for scale in SCALES if scale in raw["scales"]]
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), *, scale: str = "tiny", seed: int = 0) -> Recipe:
@@ -136,56 +325,103 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, scale: str = "tiny"
         scale, seed: used unless overridden.
 
     Raises:
-        UserError: unknown recipe, scale or key, or values that do not fit; all problems together.
+        UserError: unknown recipe, scale or key, or values that do not fit. All problems of the file (every scale of it)
+            and of the overrides come together.
     """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        if name not in recipe_names():
-            raise unknown("recipe", name, recipe_names())
-        path = RECIPES / f"{name}.yaml"
-    raw = _read_yaml(path)
-    settings = [_split(override) for override in overrides]
+    path = _path(name)
+    raw, problems = _read(path)
+    settings = []
+    for override in overrides:
+        try:
+            settings.append(_split(override))
+        except UserError as error:
+            problems.append(str(error))
     top = dict(s for s in settings if s[0] in ("scale", "seed"))
     scale, seed = top.get("scale", scale), top.get("seed", seed)
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
     if scale not in raw["scales"]:
         raise UserError(f"recipe {path.stem} has no scale {scale!r}; it has {', '.join(raw['scales'])}.")
-    resolved: dict[str, Any] = {
-        **{key: raw[key] for key in _FILE_KEYS if key != "scales"},
-        "name": path.stem,
-        "scale": scale,
-        "seed": seed,
-        "setup": raw["scales"][scale],
-    }
-    problems = []
-    for key, value in settings:
-        if key not in top:
-            problems += _override(resolved, key, value)
+
+    recipe, seen = None, set()
+    for each in [scale, *(s for s in SCALES if s in raw["scales"] and s != scale)]:
+        resolved: dict[str, Any] = {
+            **{key: copy.deepcopy(raw[key]) for key in _FILE_KEYS if key in raw and key != "scales"},
+            "name": path.stem,
+            "scale": each,
+            "seed": seed,
+            "setup": copy.deepcopy(raw["scales"][each]),
+        }
+        if each == scale:
+            for key, value in settings:
+                if key not in top:
+                    problems += _override(resolved, key, value)
+        checked, found = _check(resolved)
+        recipe = recipe or (checked if each == scale else None)
+        label = "" if each == scale else f"scale {each}: "
+        problems += [label + problem for problem in found if problem not in seen]
+        seen |= set(found)
     if problems:
-        raise UserError("\n".join(problems))
-    try:
-        return Recipe.model_validate(resolved)
-    except ValidationError as error:
-        lines = [f"- {_where(problem)}: {_what(problem)}" for problem in error.errors()]
-        raise UserError(f"recipe {path.stem} ({scale}) cannot be used:\n" + "\n".join(lines)) from None
+        raise UserError(f"recipe {path.stem} ({scale}) cannot be used:\n" + "\n".join(f"- {p}" for p in problems))
+    return recipe
 
 
-def _read_yaml(path: Path) -> dict:
+def _path(name: str) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    if name not in recipe_names():
+        raise unknown("recipe", name, recipe_names())
+    return RECIPES / f"{name}.yaml"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """A recipe file with what it extends merged in, and what is wrong with its top-level keys."""
+    raw = _read_yaml(path)
+    if "extends" in raw:
+        parent_name = raw.pop("extends")
+        parent = _read_yaml(_parent_path(path, parent_name))
+        if "extends" in parent:
+            raise UserError(
+                f"recipe file {path}: extends {parent_name}, which extends {parent['extends']} itself; only one level "
+                "is allowed."
+            )
+        raw = _merge(parent, raw)
+    if not isinstance(raw.get("scales"), Mapping):
+        raise UserError(f"recipe file {path}: expected a mapping with the keys {', '.join(_FILE_KEYS)}.")
+    known = (*_FILE_KEYS, "extends")
+    problems = [f"unknown key {key!r}{_closest(key, known)}" for key in raw if key not in known]
+    problems += [f"missing key {key!r}" for key in _FILE_KEYS if key not in raw]
+    problems += [f"unknown scale {key!r}{_closest(key, SCALES)}" for key in raw["scales"] if key not in SCALES]
+    return raw, problems
+
+
+def _parent_path(path: Path, name: Any) -> Path:
+    if not isinstance(name, str):
+        raise UserError(f"recipe file {path}: extends names one recipe, got {name!r}.")
+    return path.parent / name if name.endswith((".yaml", ".yml")) else _path(name)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"recipe file {path} does not exist.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"recipe file {path} is not valid YAML: {error}") from None
-    if not isinstance(raw, Mapping) or not isinstance(raw.get("scales"), Mapping):
+    if not isinstance(raw, Mapping):
         raise UserError(f"recipe file {path}: expected a mapping with the keys {', '.join(_FILE_KEYS)}.")
-    problems = [f"unknown key {key!r}{_closest(key, _FILE_KEYS)}" for key in raw if key not in _FILE_KEYS]
-    problems += [f"missing key {key!r}" for key in _FILE_KEYS if key not in raw]
-    problems += [f"unknown scale {key!r}{_closest(key, SCALES)}" for key in raw["scales"] if key not in SCALES]
-    if problems:
-        raise UserError(f"recipe file {path}:\n" + "\n".join(f"- {p}" for p in problems))
     return dict(raw)
+
+
+def _merge(parent: Any, child: Any) -> Any:
+    """The child laid over the parent, mapping by mapping; everything else is the child's."""
+    if not (isinstance(parent, Mapping) and isinstance(child, Mapping)):
+        return child
+    merged = dict(parent)
+    for key, value in child.items():
+        merged[key] = value if key in _REPLACED_WHOLE or key not in parent else _merge(parent[key], value)
+    return merged
 
 
 def _split(override: str) -> tuple[str, Any]:
@@ -204,24 +440,69 @@ def _split(override: str) -> tuple[str, Any]:
 
 def _override(resolved: dict, key: str, value: Any) -> list[str]:
     """Set one key; returns what is wrong with it, if anything."""
+    setup = resolved["setup"] if isinstance(resolved.get("setup"), dict) else {}
     sections = {
-        "training": (resolved["setup"].get("training") or {}, Training.model_fields),
-        "objective": (resolved["objective"], Objective.model_fields),
-        "setup": (resolved["setup"], Setup.model_fields),
+        "training": (setup.get("training"), Training.model_fields),
+        "objective": (resolved.get("objective"), Objective.model_fields),
+        "setup": (setup, Setup.model_fields),
     }
     section, _, leaf = key.rpartition(".")
     places = [section.removeprefix("setup.")] if section else list(sections)
     for place in places:
         target, fields = sections.get(place, ({}, {}))
         if leaf in fields:
-            target[leaf] = value
+            if isinstance(target, dict):  # what is no mapping is reported as such
+                target[leaf] = value
             return []
     known = ["scale", "seed", *(f for _, fields in sections.values() for f in fields if f != "training")]
     return [f"unknown recipe key {key!r}{_closest(leaf, known)} Known: {', '.join(known)}."]
 
 
-def _closest(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+# --- Checking --------------------------------------------------------------------------------------------------------
+
+
+def _check(resolved: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """The recipe if its values fit, and everything that is wrong with them."""
+    errors: list[dict[str, Any]] = []
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(resolved)
+    except ValidationError as error:
+        errors = error.errors()
+    unusable = [".".join(map(str, error["loc"])) for error in errors]
+    problems = [
+        f"{_where(error)}: {_what(error)}"
+        for error in errors
+        if not (error["type"] == "missing" and len(error["loc"]) == 1)  # the file's own list names it
+    ]
+    values = recipe.model_dump() if recipe else resolved
+    for fields, check in _RULES:
+        places = [field.replace("training.", "setup.training.") for field in fields]
+        if any(_touches(place, bad) for place in places for bad in unusable):
+            continue
+        with contextlib.suppress(TypeError):  # a number written as text: checked once the rest fits
+            found = check(*(_value(values, place) for place in places))
+            problems += [found] if found else []
+    return recipe, problems
+
+
+def _touches(place: str, bad: str) -> bool:
+    """Whether an unusable value lies at, under or above a place."""
+    return f"{place}.".startswith(f"{bad}.") or f"{bad}.".startswith(f"{place}.")
+
+
+def _value(recipe: Mapping[str, Any], place: str) -> Any:
+    *sections, leaf = place.split(".")
+    models = {"objective": Objective, "setup": Setup, "training": Training}
+    for section in sections:
+        recipe = recipe[section]
+    if leaf in recipe:
+        return recipe[leaf]
+    return models[sections[-1]].model_fields[leaf].default
+
+
+def _closest(key: Any, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
@@ -236,4 +517,4 @@ def _what(problem: dict) -> str:
         fields = models[parent].model_fields if parent in models else Recipe.model_fields
         return f"unknown key{_closest(str(problem['loc'][-1]), fields)}"
     given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-    return f"{problem['msg'].removeprefix('Value error, ')}{given if not isinstance(problem['input'], dict) else ''}"
+    return f"{problem['msg']}{given if not isinstance(problem['input'], dict) else ''}"

@@ -2,17 +2,24 @@
 
 run.json       what was asked, what ran (TrainingRecord)
 steps.jsonl    one line of metrics per optimiser step
+tensorboard/   the same metrics for TensorBoard, unless another logger was asked for
 trainer/       TRL's checkpoints while training
 checkpoint/    the final weights and tokenizer; appears only when it is whole
+
+Several processes: start the caller with torchrun or accelerate (docs/recipes.md); every process calls `train`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
+import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,57 +27,57 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from eval_harness import records
 from eval_harness.errors import UserError, unknown
-from eval_harness.graders.pool import shared_pool
 from eval_harness.models import check_model
 from eval_harness.progress import progress_bar
 from eval_harness.records import TrainingRecord
 from gpg_repro.datasets import get_training_set
 from gpg_repro.paths import cache, results
 from gpg_repro.prompts import SYSTEM_PROMPTS
-from gpg_repro.recipe import Recipe
-from gpg_repro.rewards import get_reward
+from gpg_repro.recipe import Recipe, load_recipe
+from gpg_repro.rewards import get_reward, unreadable_golds
 
 BASES_ON_THE_SPOT = ("tiny", "smoke")
+LOGGERS = ("tensorboard", "trackio", "wandb", "none")
+PROJECT = "gpg-paper-companion"
+"""Under which trackio and wandb file the runs."""
 _COMPLETE = "complete"
-_GRPO_LOSS = {"sequence": "grpo", "local": "bnpo", "batch": "dapo"}
+_TRL_LOSS = {"sequence": "grpo", "local": "bnpo", "batch": "dapo", "constant": "dr_grpo"}
 """TRL's names of the normalisers; Eq. 5's group token mean has no counterpart there."""
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Find what would stop the run, before anything expensive.
+    """Find what the recipe itself cannot know and what would stop the run, before anything expensive.
 
     Raises:
-        UserError: unknown data set, reward or system prompt; a setting the method cannot have; all problems together.
+        UserError: the base cannot be had, or the launch's processes cannot share the batch; all problems together.
     """
     problems = []
-    for check in (
-        lambda: get_training_set(recipe.setup.dataset),
-        *(lambda name=name: get_reward(name) for name in recipe.setup.rewards),
-        lambda: _system_prompt(recipe),
-        lambda: _base_exists(recipe),
-    ):
-        try:
-            check()
-        except UserError as error:
-            problems.append(str(error))
-    if recipe.method == "gpg" and recipe.objective.beta_kl:
-        problems.append("beta_kl must be 0 with method gpg: it has no reference model.")
-    if recipe.method == "grpo" and recipe.objective.normalization not in _GRPO_LOSS:
+    try:
+        _base_exists(recipe)
+    except UserError as error:
+        problems.append(str(error))
+    t, processes = recipe.setup.training, _launched_processes()
+    rows = t.completions_per_step(processes)
+    if rows % t.num_generations:
         problems.append(
-            f"TRL's GRPO has no normalization {recipe.objective.normalization!r}; it has {', '.join(_GRPO_LOSS)}."
+            f"launched with {processes} processes, a step has {rows} completions, not a multiple of num_generations = "
+            f"{t.num_generations}: change the launch, per_device_train_batch_size or gradient_accumulation_steps."
         )
     if problems:
         raise UserError(f"recipe {recipe.name} ({recipe.scale}) cannot run:\n" + "\n".join(f"- {p}" for p in problems))
 
 
-def _system_prompt(recipe: Recipe) -> str | None:
-    name = recipe.setup.system_prompt
-    if name is not None and name not in SYSTEM_PROMPTS:
-        raise unknown("system prompt", name, SYSTEM_PROMPTS)
-    return SYSTEM_PROMPTS[name] if name else None
+def _launched_processes() -> int:
+    """Processes of this launch, as torchrun and accelerate tell them."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _base_exists(recipe: Recipe) -> None:
@@ -87,36 +94,100 @@ def base_model(recipe: Recipe, progress: bool = True) -> str:
     return str(build_base(cache(), scale=recipe.setup.base, progress=progress))
 
 
-def train(recipe: Recipe, *, root: Path | None = None, data_root: Path | None = None, progress: bool = True) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    root: Path | None = None,
+    data_root: Path | None = None,
+    progress: bool = True,
+    log_to: str | None = None,
+) -> Path:
     """Train and leave records; a finished run of the same recipe is returned at once, an interrupted one resumed.
+
+    A recipe with ``alpha_from`` first trains the recipe it names, at the same scale and seed, unless that run is there.
 
     Args:
         recipe: resolved recipe.
         root: where run folders live.
         data_root: folder with local copies of hub data sets.
         progress: show a progress bar.
+        log_to: ``tensorboard``, ``trackio``, ``wandb`` or ``none``, beside steps.jsonl; None is TensorBoard where it is
+            installed. Nothing leaves the machine: wandb stays offline unless ``WANDB_MODE`` says otherwise.
 
     Returns:
         The run's folder.
 
     Raises:
-        UserError: see :func:`check_recipe`; also when the run's folder is in use.
+        UserError: see :func:`check_recipe`; an unknown logger or one that is not installed; the run's folder is in use.
     """
+    log_to = check_logger(log_to)
     check_recipe(recipe)
+    origin: dict[str, Any] = {}
+    if recipe.objective.alpha_from is not None:
+        source = load_recipe(recipe.objective.alpha_from, scale=recipe.scale, seed=recipe.seed)
+        run = train(source, root=root, data_root=data_root, progress=progress, log_to=log_to)
+        recipe = with_mean_alpha(recipe, run)
+        origin = {"alpha_from_run": run.name}
     base = base_model(recipe, progress)
     identity = check_model(base, recipe.setup.base_revision)
-    fingerprint = recipe.fingerprint(identity["weights"] or f"{identity['name']}@{identity['revision']}")
+    start = identity["weights"] or f"{identity['name']}@{identity['revision']}"
+    if _launched_processes() != recipe.setup.training.num_processes:
+        start += f", {_launched_processes()} processes"  # another batch, hence other weights
+    fingerprint = recipe.fingerprint(start)
     folder = (root or results() / "runs") / f"train-{recipe.name}-{recipe.scale}-seed{recipe.seed}-{fingerprint[:8]}"
     if _finished(folder, fingerprint):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    if os.environ.get("RANK", "0") != "0":  # torchrun / accelerate: the main process holds the lock
-        return _train(recipe, folder, base, identity, fingerprint, data_root, progress=False)
-    try:
-        with FileLock(folder / ".lock").acquire(timeout=0), _threads(recipe):
-            return _train(recipe, folder, base, identity, fingerprint, data_root, progress)
-    except Timeout:
-        raise UserError(f"another process is training in {folder}; wait for it.") from None
+    run = _Run(recipe, folder, base, identity, fingerprint, data_root, progress and _is_main_process(), log_to, origin)
+    with _threads(recipe), _wandb_settings(run):
+        if not _is_main_process():  # the main process holds the lock
+            return _train(run)
+        _mention_other_launch(recipe)
+        try:
+            with FileLock(folder / ".lock").acquire(timeout=0):
+                return _train(run)
+        except Timeout:
+            raise UserError(f"another process is training in {folder}; wait for it.") from None
+
+
+def check_logger(log_to: str | None) -> str:
+    """The logger to use; None means TensorBoard where it is installed, else nothing beside steps.jsonl.
+
+    Raises:
+        UserError: unknown, or its package is missing.
+    """
+    if log_to is None:
+        return "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+    if log_to not in LOGGERS:
+        raise unknown("logger", log_to, LOGGERS)
+    if log_to != "none" and importlib.util.find_spec(log_to) is None:
+        raise UserError(f"--log-to {log_to} needs the package {log_to}: `pip install {log_to}`, or choose another.")
+    return log_to
+
+
+def with_mean_alpha(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe with ``fixed_alpha`` set to the mean ``alpha_applied`` of a finished run, its steps with a signal.
+
+    Raises:
+        UserError: no step of the run had a valid group.
+    """
+    applied = records.steps_frame(run)["alpha_applied"]
+    applied = applied[applied > 0]  # 0 marks a step without a valid group, which trained nothing
+    if applied.empty:
+        raise UserError(f"alpha_from {recipe.objective.alpha_from}: no step of {run.name} had a valid group.")
+    objective = recipe.objective.model_copy(update={"fixed_alpha": float(applied.mean())})
+    return recipe.model_copy(update={"objective": objective})
+
+
+def _mention_other_launch(recipe: Recipe) -> None:
+    t, processes = recipe.setup.training, _launched_processes()
+    if processes != t.num_processes:
+        prompts = t.completions_per_step(processes) // t.num_generations
+        print(
+            f"{recipe.name} ({recipe.scale}): the recipe's number of processes is {t.num_processes}, this launch's is "
+            f"{processes}; {prompts} prompts per step instead of {t.prompts_per_step}.",
+            file=sys.stderr,
+        )
 
 
 def _threads(recipe: Recipe) -> contextlib.AbstractContextManager:
@@ -133,23 +204,41 @@ def _finished(folder: Path, fingerprint: str) -> bool:
     return run.fingerprint == fingerprint and run.status == "finished" and (folder / "checkpoint").is_dir()
 
 
-def _train(recipe, folder, base, identity, fingerprint, data_root, progress) -> Path:
+@dataclass(frozen=True)
+class _Run:
+    """One call of ``train``, checked."""
+
+    recipe: Recipe
+    folder: Path
+    base: str
+    identity: dict[str, Any]
+    fingerprint: str
+    data_root: Path | None
+    progress: bool
+    log_to: str
+    origin: dict[str, Any]
+
+
+def _train(run: _Run) -> Path:
     started = time.monotonic()
-    dataset, counts = training_rows(recipe, base, data_root)
-    trainer = build_trainer(recipe, base, dataset, folder / "trainer")
+    folder, recipe = run.folder, run.recipe
+    dataset, counts = training_rows(recipe, run.base, run.data_root)
+    trainer = build_trainer(recipe, run.base, dataset, folder / "trainer", log_to=run.log_to, run_name=folder.name)
     main = trainer.accelerator.is_main_process
     checkpoint = _last_whole_checkpoint(folder / "trainer")
-    trainer.add_callback(_Recorder(folder, recipe, progress))
+    trainer.add_callback(_Recorder(folder, recipe, run.progress))
+    if run.log_to == "tensorboard":
+        trainer.add_callback(_tensorboard(folder / "tensorboard"))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     record = TrainingRecord(
         run_id=folder.name,
-        fingerprint=fingerprint,
+        fingerprint=run.fingerprint,
         status="running",
         created=records.now(),
         finished=None,
         recipe=recipe.model_dump(),
-        base=identity,
+        base=run.identity,
         checkpoint=None,
         num_steps=0,
         timings={},
@@ -159,6 +248,7 @@ def _train(recipe, folder, base, identity, fingerprint, data_root, progress) -> 
             "device": trainer.accelerator.device.type,
             "torch_threads": torch.get_num_threads(),
             **counts,
+            **run.origin,
         },
     )
     if main:
@@ -193,27 +283,26 @@ def _train(recipe, folder, base, identity, fingerprint, data_root, progress) -> 
 def training_rows(recipe: Recipe, base: str, data_root: Path | None = None) -> tuple[Any, dict[str, int]]:
     """The recipe's rows as a ``datasets.Dataset``, and how many were taken out and why.
 
-    Under ``fidelity: paper`` prompts whose gold the reward cannot read are taken out (the released code pays every
-    response to them 1.0, which makes false easy groups). Prompts over ``max_prompt_length`` tokens are taken out.
+    Under ``fidelity: paper`` prompts whose gold one of the rewards cannot read are taken out (the released code pays
+    every response to them 1.0, which makes false easy groups); the released fidelities keep and count them. Prompts
+    over ``max_prompt_length`` tokens and rows without any gold are taken out always.
     """
     import datasets
     from transformers import AutoTokenizer
 
     setup = recipe.setup
-    rows = get_training_set(setup.dataset).rows(_system_prompt(recipe), setup.num_prompts, recipe.seed, data_root)
-    golds = sorted({row["solution"] for row in rows})
-    verdicts = shared_pool().grade("boxed", [(gold, "") for gold in golds])
-    unreadable = {gold for gold, verdict in zip(golds, verdicts, strict=True) if verdict.gold_fallback}
-    counts = {"prompts_read": len(rows), "golds_unreadable": sum(row["solution"] in unreadable for row in rows)}
+    system_prompt = SYSTEM_PROMPTS[setup.system_prompt] if setup.system_prompt else None
+    rows = get_training_set(setup.dataset).rows(system_prompt, setup.num_prompts, recipe.seed, data_root)
+    counts = {"prompts_read": len(rows), "golds_missing": sum(not row["solution"] for row in rows)}
+    rows = [row for row in rows if row["solution"]]
+    unreadable = unreadable_golds((row["solution"] for row in rows), setup.rewards)
+    counts["golds_unreadable"] = sum(row["solution"] in unreadable for row in rows)
     if recipe.fidelity == "paper":
         rows = [row for row in rows if row["solution"] not in unreadable]
     if setup.training.max_prompt_length is not None:
         tokenizer = AutoTokenizer.from_pretrained(base, revision=setup.base_revision)
+        lengths = [_num_tokens(tokenizer, row["prompt"]) for row in rows]
         limit = setup.training.max_prompt_length
-        lengths = [
-            len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"])
-            for row in rows
-        ]
         counts["prompts_too_long"] = sum(length > limit for length in lengths)
         rows = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
     counts["prompts_used"] = len(rows)
@@ -222,11 +311,53 @@ def training_rows(recipe: Recipe, base: str, data_root: Path | None = None) -> t
     return datasets.Dataset.from_list(rows), counts
 
 
-def build_trainer(recipe: Recipe, base: str, dataset: Any, output_dir: Path) -> Any:
-    """The TRL trainer of a recipe: GPGTrainer, or TRL's own GRPO with the same logging and budget."""
+def _num_tokens(tokenizer: Any, prompt: str | list[dict[str, str]]) -> int:
+    if isinstance(prompt, str):
+        return len(tokenizer(prompt)["input_ids"])
+    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def objective_arguments(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's method and objective mean to `GPGConfig` (method gpg) or TRL's `GRPOConfig` (the rivals)."""
+    o = recipe.objective
+    if recipe.method != "gpg":
+        return {
+            "beta": o.beta_kl,
+            "scale_rewards": o.f_norm,
+            "loss_type": _TRL_LOSS[o.normalization],
+            "epsilon": o.epsilon,
+            "epsilon_high": o.epsilon_high,
+            "vllm_importance_sampling_correction": False,
+        }
+    return {
+        "fidelity": recipe.fidelity,
+        "f_norm": o.f_norm,
+        "age": o.age,
+        "beta_th": o.beta_th,
+        "max_draws": o.max_draws,
+        "normalization": o.normalization,
+        "beta": o.beta_kl,
+        "logp_temperature": o.logp_temperature,
+        "fixed_alpha": o.fixed_alpha,
+    }
+
+
+def build_trainer(
+    recipe: Recipe, base: str, dataset: Any, output_dir: Path, *, log_to: str = "none", run_name: str | None = None
+) -> Any:
+    """The TRL trainer of a recipe: GPGTrainer, or TRL's own GRPO with the same logging and budget.
+
+    Args:
+        recipe: resolved recipe.
+        base: path or hub id of the base model.
+        dataset: rows of `training_rows`.
+        output_dir: where TRL keeps its checkpoints.
+        log_to: ``trackio`` or ``wandb`` to report there; TensorBoard is a callback of ``train``.
+        run_name: name of the run there.
+    """
     from gpg_repro.trainer import GPGConfig, GPGTrainer, GRPOBaselineTrainer, GRPOConfig
 
-    t, o = recipe.setup.training, recipe.objective
+    t = recipe.setup.training
     on_gpu = torch.cuda.is_available()
     common: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -254,7 +385,10 @@ def build_trainer(recipe: Recipe, base: str, dataset: Any, output_dir: Path) -> 
         "save_steps": t.save_steps,
         "save_total_limit": 2,
         "logging_steps": 1,
-        "report_to": [],
+        "report_to": [log_to] if log_to in ("trackio", "wandb") else [],
+        "run_name": run_name,
+        "project": PROJECT,
+        "trackio_static_space_id": False,  # trackio would publish the run on the hub when training ends
         "disable_tqdm": True,
         "reward_weights": list(recipe.setup.rewards.values()),
         "model_init_kwargs": {
@@ -262,25 +396,41 @@ def build_trainer(recipe: Recipe, base: str, dataset: Any, output_dir: Path) -> 
             "revision": recipe.setup.base_revision,
         },
     }
-    rewards = [get_reward(name) for name in recipe.setup.rewards]
-    if recipe.method == "grpo":
-        args = GRPOConfig(
-            beta=o.beta_kl,
-            scale_rewards=o.f_norm,
-            loss_type=_GRPO_LOSS[o.normalization],
-            vllm_importance_sampling_correction=False,
-            **common,
-        )
-        return GRPOBaselineTrainer(model=base, reward_funcs=rewards, args=args, train_dataset=dataset)
-    args = GPGConfig(
-        fidelity=recipe.fidelity,
-        f_norm=o.f_norm,
-        age=o.age,
-        normalization=o.normalization,
-        logp_temperature=o.logp_temperature,
-        **common,
+    config, trainer = (GPGConfig, GPGTrainer) if recipe.method == "gpg" else (GRPOConfig, GRPOBaselineTrainer)
+    return trainer(
+        model=base,
+        reward_funcs=[get_reward(name) for name in recipe.setup.rewards],
+        args=config(**objective_arguments(recipe), **common),
+        train_dataset=dataset,
     )
-    return GPGTrainer(model=base, reward_funcs=rewards, args=args, train_dataset=dataset)
+
+
+@contextlib.contextmanager
+def _wandb_settings(run: _Run) -> Iterator[None]:
+    """Where wandb writes, unless the user's environment says; and one wandb run per training run."""
+    if run.log_to != "wandb":
+        yield
+        return
+    # offline: `wandb sync` sends it later, WANDB_MODE=online at once
+    wanted = {"WANDB_MODE": "offline", "WANDB_DIR": str(run.folder), "WANDB_PROJECT": PROJECT}
+    ours = {key: value for key, value in wanted.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        import wandb
+
+        wandb.finish()
+        wandb.teardown()  # it reads WANDB_DIR once per process otherwise
+        for key in ours:
+            del os.environ[key]
+
+
+def _tensorboard(folder: Path) -> TrainerCallback:
+    """Writes every logged metric into the run's folder; the library's own choice is a folder named for the host."""
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder)
+    return callback
 
 
 def _last_whole_checkpoint(output_dir: Path) -> Path | None:
@@ -312,11 +462,13 @@ class _Recorder(TrainerCallback):
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and logs and "reward" in logs:
-            with open(self._folder / "steps.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-            if self._bar is not None:
-                self._bar.set_postfix(reward=f"{logs['reward']:.2f}", alpha=f"{logs['alpha']:.2f}", refresh=False)
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:  # the last log sums the run up
+            return
+        with open(self._folder / "steps.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        if self._bar is not None:
+            shown = {key: f"{logs[key]:.2f}" for key in ("reward", "alpha") if key in logs}
+            self._bar.set_postfix(shown, refresh=False)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._bar is not None:

@@ -162,7 +162,7 @@ def test_bare_make_lists_the_targets():
         (["test", "SCALE="], "SCALE= is unknown; use one of: smoke tiny paper"),
         (["test", "ENGINE=vlm"], "ENGINE=vlm is unknown; use one of: auto vllm transformers"),
         (["test", "DEVICE=tpu"], "DEVICE=tpu is unknown; use one of: cpu gpu"),
-        (["test", "SEEDS=0"], "SEEDS=0 is not a number of seeds"),
+        (["test", "SEEDS=-1"], "SEEDS=-1 is not a number of seeds"),
         (["train"], "train needs RECIPE"),
         (["evaluate", "MODEL=x"], "evaluate needs BENCHMARKS"),
     ],

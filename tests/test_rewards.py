@@ -1,23 +1,47 @@
-"""Rewards: values by hand, and the same verdict as the graders."""
+"""Rewards: measured cases, values by hand, and the same verdict as the graders."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from eval_harness.errors import UserError
-from gpg_repro.prompts import OPEN_RS, PAPER_B3
-from gpg_repro.rewards import accuracy_reward, cosine_reward, get_reward, think_format_reward
+from gpg_repro.prompts import OPEN_R1_BOXED, OPEN_R1_THINK, OPEN_RS, PAPER_B3, QWEN_BOXED
+from gpg_repro.rewards import (
+    GRADERS,
+    REWARDS,
+    accuracy_lv35_reward,
+    accuracy_reward,
+    cosine_reward,
+    get_reward,
+    unreadable_golds,
+)
 from gpg_repro.rewards.cosine import cosine_scaled
 
+CASES = json.loads((Path(__file__).parent / "cases" / "rewards.json").read_text(encoding="utf-8"))
 
-def test_accuracy():
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['reward']}: {c['why']}")
+def test_case(case):
+    columns = {"solution": [case["gold"]]} if "gold" in case else {}
+    assert get_reward(case["reward"])([case["completion"]], **columns) == pytest.approx([case["value"]])
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_conversation_is_paid_like_its_text(name):
+    """The released format reward indexes chat completions one level too deep and fails on all of them."""
+    mine = [case for case in CASES if case["reward"] == name]
+    assert mine, f"no measured case of {name}"
+    columns = {"solution": [case.get("gold", "") for case in mine]}
+    chats = [[{"role": "assistant", "content": case["completion"]}] for case in mine]
+    assert get_reward(name)(chats, **columns) == pytest.approx([case["value"] for case in mine])
+
+
+def test_accuracy_of_a_batch():
     completions = ["so $\\boxed{5}$", "so $\\boxed{6}$", "five", [{"role": "assistant", "content": "$\\boxed{5}$"}], ""]
     assert accuracy_reward(completions, ["$5$"] * 5) == [1.0, 0.0, 0.0, 1.0, 0.0]
-
-
-def test_unreadable_golds_pay_everyone_as_released():
-    assert accuracy_reward(["$\\boxed{5}$", "nonsense"], ["5", "5"]) == [1.0, 1.0]
-    assert cosine_reward(["$\\boxed{5}$", "nonsense"], ["5", "5"]) == [1.0, 1.0]
+    assert accuracy_lv35_reward(completions, ["5"] * 5) == [1.0, 0.0, 0.0, 1.0, 0.0]
 
 
 def test_cosine_by_hand():
@@ -35,9 +59,35 @@ def test_cosine_counts_characters():
     assert cosine_reward([right, wrong], ["$5$", "$5$"]) == pytest.approx(expected)
 
 
-def test_think_format():
-    texts = ["a\n</think>\nb", "a\n</think>\n\nb", "a</think>b", "a\n</think>\n\n</think>\nb", ""]
-    assert think_format_reward(texts) == [1.0, 1.0, 0.0, 0.0, 0.0]
+def test_each_reward_reads_golds_its_own_way():
+    """A bare 5 has no LaTeX for the solution reader; the bare-answer reader boxes it first."""
+    golds = ["5", "$5$", "\\boxed{7}", ""]
+    assert unreadable_golds(golds, ["accuracy"]) == {"5", ""}
+    assert unreadable_golds(golds, ["cosine", "think_format"]) == {"5", ""}
+    assert unreadable_golds(golds, ["accuracy_lv35"]) == {""}
+    assert unreadable_golds(golds, ["accuracy", "accuracy_lv35"]) == {"5", ""}
+    assert unreadable_golds(golds, ["think_format", "think_answer_format"]) == set()
+
+
+def test_what_is_unreadable_is_what_is_paid_to_everyone():
+    for name in GRADERS:
+        for gold in ("5", "$5$", "", "\\text{even}"):
+            paid = get_reward(name)(["no answer at all"], solution=[gold]) == [1.0]
+            assert paid == (gold in unreadable_golds([gold], [name])), (name, gold)
+
+
+def test_real_golds_are_readable(data_root):
+    """The bare answers of MATH's train split: all can be read, and each pays its own text in a box."""
+    path = data_root / "train" / "math_train.jsonl"
+    if not path.exists():
+        pytest.skip("no train/math_train.jsonl among the real data")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    golds = sorted({row["answer"] for row in rows if row["answer"]})[::30]
+    assert len(golds) > 60
+    assert unreadable_golds(golds, ["accuracy_lv35"]) == set()
+    paid = accuracy_lv35_reward([f"so $\\boxed{{{gold}}}$" for gold in golds], golds)
+    assert sum(paid) >= 0.97 * len(golds)  # what is lost are malformed operators such as \sqrt2, which are not mended
+    assert sum(accuracy_lv35_reward([f"so $\\boxed{{{gold}}}$" for gold in golds[1:]], golds[:-1])) < 0.05 * len(golds)
 
 
 def test_unknown_reward():
@@ -48,3 +98,6 @@ def test_unknown_reward():
 def test_prompts_keep_their_slips():
     assert "\\boxed{{}} ." in OPEN_RS and "Note that respond by English" in OPEN_RS
     assert "</think> <answer>" in OPEN_RS and "</think><answer>" in PAPER_B3
+    assert "designed to provided" in OPEN_R1_THINK and OPEN_R1_THINK.endswith("<think> and </think> tags.")
+    assert "designed to provided" in OPEN_R1_BOXED and OPEN_R1_BOXED.endswith("within \\boxed{}.")
+    assert QWEN_BOXED.endswith("\\boxed{}.<|im_end|>\n<|im_start|>assistant\n") and "{question}\nPlease" in QWEN_BOXED

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,16 @@ from eval_harness import records
 from eval_harness.errors import UserError
 from gpg_repro.datasets import get_training_set
 from gpg_repro.recipe import load_recipe
-from gpg_repro.train import base_model, train, training_rows
+from gpg_repro.train import (
+    _Recorder,
+    _wandb_settings,
+    base_model,
+    build_trainer,
+    check_logger,
+    train,
+    training_rows,
+    with_mean_alpha,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,33 +97,247 @@ def test_grpo_baseline_logs_the_same_metrics(tmp_path):
 
 
 def test_unreadable_golds_are_taken_out_under_paper_fidelity_only(monkeypatch):
-    rows = [{"prompt": [{"role": "user", "content": "q"}], "solution": gold} for gold in ("$\\boxed{5}$", "5", "$7$")]
+    rows = [
+        {"prompt": [{"role": "user", "content": "q"}], "solution": gold} for gold in ("$\\boxed{5}$", "5", "$7$", "")
+    ]
     monkeypatch.setattr(type(get_training_set("tiny_s1")), "rows", lambda self, *a, **k: list(rows))
     base = base_model(load_recipe("table3_gpg_rs1", scale="smoke"))
     paper, counts = training_rows(load_recipe("table3_gpg_age_rs1", scale="smoke"), base)
-    assert len(paper) == 2 and counts == {"prompts_read": 3, "golds_unreadable": 1, "prompts_used": 2}
+    expected = {"prompts_read": 4, "golds_missing": 1, "golds_unreadable": 1}
+    assert len(paper) == 2 and counts == expected | {"prompts_used": 2}
     released, counts = training_rows(load_recipe("table3_gpg_rs1", scale="smoke"), base)
-    assert len(released) == 3 and counts["golds_unreadable"] == 1
+    assert len(released) == 3 and counts == expected | {"prompts_used": 3}
+    # the bare-answer reward boxes every gold first: 5 is readable
+    bare, counts = training_rows(
+        load_recipe("table3_gpg_age_rs1", ["rewards={accuracy_lv35: 1, think_format: 1}"], scale="smoke"), base
+    )
+    assert len(bare) == 3 and counts["golds_unreadable"] == 0
 
 
 def test_long_prompts_are_taken_out_and_counted(monkeypatch):
     rows = [{"prompt": [{"role": "user", "content": "x" * n}], "solution": "$5$"} for n in (5, 500)]
+    rows += [{"prompt": "x" * n, "solution": "$5$"} for n in (5, 99, 101)]  # ready-made text: one token a character
     monkeypatch.setattr(type(get_training_set("tiny_s1")), "rows", lambda self, *a, **k: list(rows))
     recipe = load_recipe("table3_gpg_rs1", ["max_prompt_length=100"], scale="smoke")
+    monkeypatch.setattr("datasets.Dataset.from_list", staticmethod(list))  # a column of one type, in real sets
     kept, counts = training_rows(recipe, base_model(recipe))
-    assert len(kept) == 1 and counts["prompts_too_long"] == 1
+    assert [len(row["prompt"]) for row in kept] == [1, 5, 99] and counts["prompts_too_long"] == 2
 
 
-def test_hub_sets_name_what_is_missing(tmp_path):
-    with pytest.raises(UserError, match=r"knoveleng/open-s1.*--data-root DIR with a open_s1.jsonl"):
-        get_training_set("open_s1").rows(None, None, 0)
-    (tmp_path / "open_s1.jsonl").write_text('{"problem": "1+1?", "solution": "$\\\\boxed{2}$"}\n', encoding="utf-8")
-    rows = get_training_set("open_s1").rows("Think.", 1, 0, tmp_path)
-    assert rows == [
-        {
-            "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}],
-            "solution": "$\\boxed{2}$",
-        }
-    ]
-    with pytest.raises(UserError, match="holds 1 rows, expected 18615"):
-        get_training_set("open_s1").rows(None, None, 0, tmp_path)
+def test_a_set_with_ready_made_prompts_trains(tmp_path):
+    """Plain text in, plain text out: no chat template, and the reward for bare answers."""
+    rows = [{"prompt": [{"content": f"{i}+1=?", "role": "user"}], "target": str(i + 1) if i else ""} for i in range(30)]
+    data = tmp_path / "simplelr_qwen_level3to5.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = load_recipe(
+        "table4_gpg_paper",
+        ["dataset=simplerl_level3to5", "rewards={accuracy_lv35: 1}", "max_steps=1", "max_draws=1", "max_prompt_length=9"],
+        scale="smoke",
+    )
+    folder = train(recipe, root=tmp_path, data_root=tmp_path, progress=False, log_to="none")
+    environment = records.read_run(folder).environment
+    assert {key: environment[key] for key in ("prompts_read", "golds_missing", "prompts_used")} == {
+        "prompts_read": 30,
+        "golds_missing": 1,
+        "prompts_used": 29,
+    }
+    assert "rewards/accuracy_lv35_reward" in records.steps_frame(folder)
+
+
+# --- What a recipe means to the trainers -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Builds a recipe's trainer at smoke scale."""
+    return partial(_trainer, tmp_path)
+
+
+def _trainer(folder: Path, name: str, *overrides: str, **kwargs):
+    recipe = load_recipe(name, overrides, scale="smoke")
+    base = base_model(recipe, progress=False)
+    return build_trainer(recipe, base, training_rows(recipe, base)[0], folder, **kwargs)
+
+
+def _shown(args, *names: str) -> tuple:
+    return tuple(getattr(args, name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        # fidelity, f_norm, age, beta_th, normalization, beta, fixed_alpha
+        ("table1_gpg", [], ("paper", "none", False, 0.0, "local", 0.0, None)),
+        ("table1_gpg_std", ["normalization=group"], ("paper", "group", False, 0.0, "group", 0.0, None)),
+        ("table1_gpg_age_th", [], ("paper", "none", True, 0.6, "local", 0.0, None)),
+        ("table12_gpg_kl", [], ("paper", "group", False, 0.0, "local", 0.04, None)),
+        ("table1_gpg", ["fixed_alpha=1.5"], ("paper", "none", False, 0.0, "local", 0.0, 1.5)),
+        ("table4_gpg_released", [], ("r2", "none", True, 0.5, "local", 0.0, None)),
+        ("table4_gpg_released", ["beta_th=0"], ("r2", "none", True, 0.0, "local", 0.0, None)),  # off wins over R2's 0.5
+        ("table3_gpg_rs1", [], ("r0", "group", False, 0.0, "local", 0.0, None)),
+    ],
+)
+def test_gpg_recipes_reach_the_trainer(name, overrides, expected, build):
+    from gpg_repro.trainer import GPGTrainer
+
+    trainer = build(name, *overrides)
+    assert isinstance(trainer, GPGTrainer)
+    switches = _shown(trainer.args, "fidelity", "f_norm", "age", "beta_th", "normalization", "beta", "fixed_alpha")
+    assert switches == expected
+    assert (trainer.ref_model is not None) == (expected[5] > 0)
+    assert trainer.args.max_draws == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        # loss_type, scale_rewards, beta, epsilon, epsilon_high
+        ("table1_grpo", [], ("bnpo", "group", 0.04, 0.2, 0.2)),
+        ("table1_grpo", ["normalization=sequence"], ("grpo", "group", 0.04, 0.2, 0.2)),
+        ("table1_dr_grpo", [], ("dr_grpo", "none", 0.0, 0.2, 0.2)),
+        ("table1_dr_grpo", ["normalization=local"], ("bnpo", "none", 0.0, 0.2, 0.2)),
+        ("table9_dapo", [], ("dapo", "group", 0.0, 0.2, 0.28)),
+    ],
+)
+def test_rivals_reach_the_trainer(name, overrides, expected, build):
+    from gpg_repro.trainer import GRPOBaselineTrainer
+
+    trainer = build(name, *overrides)
+    assert isinstance(trainer, GRPOBaselineTrainer)
+    args = trainer.args
+    # TRL keeps an epsilon_high of None and clips at epsilon on both sides then
+    assert _shown(trainer, "epsilon_low", "epsilon_high") == expected[3:]
+    assert _shown(args, "loss_type", "scale_rewards", "beta") == expected[:3]
+    assert (trainer.ref_model is not None) == (args.beta > 0)
+    assert args.vllm_importance_sampling_correction is False
+
+
+def test_training_settings_reach_the_trainer(build):
+    args = build("table4_gpg_released", "weight_decay=0.1", "temperature=0.7", "top_k=9").args
+    t = load_recipe("table4_gpg_released", scale="smoke").setup.training
+    names = ("per_device_train_batch_size", "num_generations", "max_steps", "learning_rate", "adam_beta2")
+    assert _shown(args, *names) == _shown(t, *names)
+    assert _shown(args, "weight_decay", "temperature", "top_k", "max_grad_norm") == (0.1, 0.7, 9, 0.3)
+
+
+# --- alpha_from ------------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_alpha_is_that_of_steps_with_a_signal(tmp_path):
+    recipe = load_recipe("control_mean_clipped")
+    (tmp_path / "steps.jsonl").write_text(
+        "".join(json.dumps({"step": i, "alpha_applied": a}) + "\n" for i, a in enumerate((2.0, 0.0, 1.0))),
+        encoding="utf-8",
+    )
+    assert with_mean_alpha(recipe, tmp_path).objective.fixed_alpha == 1.5  # (2 + 1) / 2
+    (tmp_path / "steps.jsonl").write_text('{"step": 1, "alpha_applied": 0.0}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="no step .* had a valid group"):
+        with_mean_alpha(recipe, tmp_path)
+
+
+def test_alpha_from_trains_its_source_first_and_uses_its_mean(tmp_path):
+    recipe = load_recipe("control_mean_clipped", ["max_steps=1"], scale="smoke", seed=3)
+    folder = train(recipe, root=tmp_path, progress=False, log_to="none")
+    (source,) = tmp_path.glob("train-table1_gpg_age-smoke-seed3-*")
+    run = records.read_run(folder)
+    applied = records.steps_frame(source)["alpha_applied"]
+    mean = applied[applied > 0].mean()
+    assert records.read_run(source).status == "finished" and len(applied) == 4
+    assert run.recipe["objective"]["fixed_alpha"] == pytest.approx(mean)
+    assert run.environment["alpha_from_run"] == source.name
+    assert records.steps_frame(folder)["alpha_applied"].tolist() == pytest.approx([mean])
+    before = (source / "run.json").read_bytes()
+    assert train(recipe, root=tmp_path, progress=False, log_to="none") == folder  # both are found again
+    assert (source / "run.json").read_bytes() == before
+
+
+# --- Logging ---------------------------------------------------------------------------------------------------------
+
+
+def test_loggers_are_checked_before_anything_expensive(monkeypatch):
+    monkeypatch.setattr("gpg_repro.train.base_model", lambda *a, **k: pytest.fail("too late"))
+    recipe = load_recipe("table1_gpg", scale="smoke")
+    with pytest.raises(UserError, match="did you mean 'tensorboard'"):
+        train(recipe, log_to="tensorbord")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package trackio: `pip install trackio`"):
+        train(recipe, log_to="trackio")
+    assert check_logger(None) == "none" and check_logger("none") == "none"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert check_logger(None) == "tensorboard" and check_logger("wandb") == "wandb"
+
+
+def test_tensorboard_gets_every_metric(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train(load_recipe("table1_gpg_age", ["max_steps=2"], scale="smoke"), root=tmp_path, progress=False)
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    steps = records.steps_frame(folder)
+    for name in ("reward", "alpha", "grad_norm", "frac_easy", "num_draws"):
+        assert [e.value for e in events.Scalars(f"train/{name}")] == pytest.approx(steps[name].tolist())
+
+
+def test_external_loggers_stay_on_this_machine(build):
+    args = build("table1_gpg", run_name="mine").args
+    assert args.report_to == [] and args.run_name == "mine"
+    assert args.trackio_space_id is None and args.trackio_static_space_id is False and not args.push_to_hub
+
+
+def test_wandb_is_offline_and_keeps_the_users_settings(monkeypatch, tmp_path):
+    seen = []
+    fake = types.ModuleType("wandb")
+    fake.finish, fake.teardown = (lambda: seen.append("finish")), (lambda: seen.append("teardown"))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    for name in ("WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    run = types.SimpleNamespace(log_to="wandb", folder=tmp_path)
+    with pytest.raises(KeyError), _wandb_settings(run):
+        assert (os.environ["WANDB_MODE"], os.environ["WANDB_DIR"]) == ("offline", str(tmp_path))
+        assert os.environ["WANDB_PROJECT"] == "theirs"
+        raise KeyError  # also when training fails
+    assert "WANDB_MODE" not in os.environ and os.environ["WANDB_PROJECT"] == "theirs" and seen == ["finish", "teardown"]
+    with _wandb_settings(types.SimpleNamespace(log_to="none", folder=tmp_path)):
+        assert "WANDB_MODE" not in os.environ
+
+
+def test_the_recorder_takes_any_step_and_not_the_summary(tmp_path):
+    recorder = _Recorder(tmp_path, load_recipe("table1_gpg"), progress=False)
+    state = types.SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=3)
+    recorder.on_train_begin(None, state, None)
+    for step, logs in enumerate(({"loss": 0.0}, {"reward": 0.5, "alpha": 2.0}, {"train_runtime": 1.0}, None), start=1):
+        state.global_step = step
+        recorder.on_log(None, state, None, logs=logs)
+    recorder.on_train_end(None, state, None)
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines == [{"step": 1, "loss": 0.0}, {"step": 2, "reward": 0.5, "alpha": 2.0}]
+
+
+# --- Several processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "gpg_repro", "train", "table1_gpg_age", "scale=smoke", "max_steps=2", "--root", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (folder,) = tmp_path.glob("train-*")
+    run = records.read_run(folder)
+    assert (run.status, run.num_steps, run.environment["num_processes"]) == ("finished", 2, 2)
+    assert (records.steps_frame(folder)["num_groups"] == 16).all()  # 2 x 64 completions of groups of 8
+    told = "number of processes is 1, this launch's is 2; 16 prompts per step instead of 8."
+    assert done.stderr.count(told) == 1 and done.stdout.count(f"run: {folder}") == 1
+
+
+def test_another_number_of_processes_is_another_run(monkeypatch, tmp_path):
+    """Its batch differs, and so do its weights: a finished run of one process must not stand for one of two."""
+    monkeypatch.setattr("gpg_repro.train._train", lambda run: run.folder)
+    recipe = load_recipe("table1_gpg", scale="smoke")
+    one = train(recipe, root=tmp_path, progress=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train(recipe, root=tmp_path, progress=False) != one

@@ -37,6 +37,7 @@ GRADERS = {
     "math_latex_gold": "lighteval's extractive match; gold read as LaTeX (MATH-500, Minerva, OlympiadBench)",
     "boxed": "math-verify on the boxed or other LaTeX answer; the accuracy reward of the 7B runs and the tiny suites",
     "boxed_in_place": "the same without taking boxes apart first; the correctness test inside the 1.5B cosine reward",
+    "boxed_answer": "the boxed rule for a gold that is the bare answer; the accuracy_lv35 reward of GPG-7B as released",
 }
 """Name -> one line for ``list``."""
 

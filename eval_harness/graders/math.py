@@ -83,15 +83,21 @@ class BoxedAccuracy:
         boxed: normalisation of boxes: ``all`` takes their contents out; ``True``, what the released cosine reward
             passes, leaves them in place, so a box that shares its dollar signs with text often fails
             (``$\\boxed{5}.$`` is not read as 5).
+        bare_gold: the gold is the answer itself (``42``): it is put into a box and read with math-verify's default
+            extraction, LaTeX and plain expressions, as the release does for SimpleRL-Zoo. The release writes the box
+            without braces and with a second backslash; of 1,869 MATH golds all but the empty one read the same.
     """
 
-    def __init__(self, boxed: str | bool = "all") -> None:
+    def __init__(self, boxed: str | bool = "all", bare_gold: bool = False) -> None:
         import math_verify
         from latex2sympy2_extended import NormalizationConfig
 
         logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs a traceback per unparsable answer
         self._lib = math_verify
         self._gold_config = [math_verify.LatexExtractionConfig()]
+        self._bare_gold = bare_gold
+        if bare_gold:
+            self._gold_config.append(math_verify.ExprExtractionConfig())
         self._prediction_config = [
             math_verify.LatexExtractionConfig(
                 normalization_config=NormalizationConfig(
@@ -104,7 +110,7 @@ class BoxedAccuracy:
 
     def grade(self, gold: str, prediction: str) -> Verdict:
         """Mark one answer; the strict rule is the same rule."""
-        golds = self._parse(gold, self._gold_config)
+        golds = self._parse(rf"$\boxed{{{gold}}}$" if self._bare_gold else gold, self._gold_config)
         if not golds:
             return Verdict(False, False, None, "no_answer", gold_fallback=True)
         answers = self._parse(prediction, self._prediction_config)
@@ -121,7 +127,7 @@ class BoxedAccuracy:
 
 def build(name: str) -> Grader:
     """The grader of that name; used by :func:`eval_harness.graders.get_grader`."""
-    if name in ("boxed", "boxed_in_place"):
-        return BoxedAccuracy("all" if name == "boxed" else True)
+    if name in ("boxed", "boxed_in_place", "boxed_answer"):
+        return BoxedAccuracy(True if name == "boxed_in_place" else "all", bare_gold=name == "boxed_answer")
     target = ExprExtractionConfig() if name == "math_expression_gold" else LatexExtractionConfig()
     return ExtractiveMatch(target)

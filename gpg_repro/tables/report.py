@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,133 +13,290 @@ from eval_harness import records
 from gpg_repro import plots
 from gpg_repro.paths import results as default_results
 from gpg_repro.tables import get_table
-from gpg_repro.tables.base import (
-    REFERENCE,
-    RowRuns,
-    Table,
+from gpg_repro.tables.base import BASE, RowRuns, Table, published_scores
+from gpg_repro.tables.files import save_figure, write_report
+from gpg_repro.tables.numbers import (
+    MIN_SEEDS,
+    all_pairs,
+    bases,
+    comparison_layout,
+    differences,
     flat,
     gains,
     layout,
-    notes_for,
     provenance,
-    reference_runs,
-    run_table,
     scores,
-    write_table,
+    training_layout,
+    training_summary,
+    verdict,
 )
+from gpg_repro.tables.printed import arithmetic_notes, implied_difference
+from gpg_repro.tables.runs import REFERENCE, check_scale, reference_runs, run_table, save_reference
 
 
 @dataclass
 class Report:
-    """Everything a notebook shows about a table. Frames are described where they are made, in ``tables.base``."""
+    """Everything a notebook shows about a table. Frames are described where they are made, in ``tables.numbers``."""
 
     table: Table
     scale: str
     runs: list[RowRuns]
+    """Made or found here; empty when only the committed records are shown."""
     reference: list[RowRuns]
-    measured: pd.DataFrame
+    measured: pd.DataFrame | None
     pooled: pd.DataFrame | None
     """Scores of the committed records, if there are any for this scale."""
     frame: pd.DataFrame
     notes: list[str]
     results: Path
 
+    @property
+    def source(self) -> list[RowRuns]:
+        """What differences and curves are taken from: the set with more training seeds, the committed one at a tie."""
+        return max((self.reference, self.runs), key=most_seeds)
+
+    @property
+    def origin(self) -> str:
+        """Name of ``source``."""
+        return "committed records" if self.source is self.reference else "this run"
+
     def figure(self) -> Figure:
         """The averages, published left and ours right; also written to ``results/figures/<scale>/``."""
-        return self._saved(plots.table_figure(self.table, self.measured, self.scale, self.pooled), "")
+        return self._saved(plots.table_figure(self.table, self.scale, self.measured, self.pooled), "")
+
+    def differences_figure(self) -> Figure | None:
+        """The table's comparisons, published left and ours right; None if nothing can be compared."""
+        frame = self.differences()
+        if not len(frame):
+            return None
+        return self._saved(plots.differences_figure(self.table, self.scale, frame, self.origin), "_differences")
 
     def training_figure(self) -> Figure | None:
-        """Curves of this run's trainings (those of the committed records, if they hold more seeds); None if none."""
-        source = max((self.runs, self.reference), key=lambda runs: max((len(r.folders) for r in runs), default=0))
+        """Curves of the trainings behind ``source``; None if there are none."""
         curves, keys = {}, {}
-        for entry in source:
-            folders = [training_folder(self.results, folder) for folder in entry.folders.values()]
-            frames = [records.steps_frame(folder) for folder in folders if folder is not None]
-            if frames:
-                curves[entry.row.tiny_label or entry.row.label] = frames
-                keys[entry.row.tiny_label or entry.row.label] = entry.row.key
+        for entry in self.source:
+            if entry.trainings:
+                label = entry.row.label_at(self.scale)
+                curves[label] = [records.steps_frame(folder) for folder in entry.trainings.values()]
+                keys[label] = entry.row.key
         return self._saved(plots.training_figure(curves, keys), "_training") if curves else None
 
     def gains(self) -> pd.DataFrame:
-        """Paired gains over our own base: committed records where they exist, else this run."""
-        return gains(self.table, self.reference or self.runs, self.scale)
+        """Paired gains of every row over our own base."""
+        return gains(self.table, self.source, self.scale)
+
+    def differences(self) -> pd.DataFrame:
+        """Paired differences of the pairs the table is read for."""
+        return differences(self.table, self.source, self.scale)
+
+    def comparisons(self) -> pd.DataFrame:
+        """The same as people read it, the published differences beside ours."""
+        return comparison_layout(self.table, self.scale, self.differences())
+
+    def trainings(self) -> pd.DataFrame:
+        """What the trainings did: alpha, clipping, draws, cost."""
+        return training_layout(training_summary(self.source, self.scale))
 
     def provenance(self) -> pd.DataFrame:
-        """Where each number of this run comes from."""
-        return provenance(self.runs)
+        """Where each number comes from, this run and the committed records."""
+        parts = [("this run", self.runs), ("committed records", self.reference)]
+        frames = [provenance(runs).assign(origin=origin) for origin, runs in parts if runs]
+        return pd.concat(frames, ignore_index=True).set_index(["origin", "row", "seed"])
 
     def summary(self) -> str:
         """What we see, computed from the numbers above."""
-        source = "committed records" if self.reference else "this run"
-        frame = self.gains()
-        if not len(frame):
-            return "No base row was measured, so no gain can be computed."
-        lines = [
-            f"- **{g.label}**: {g.gain:+.1f} points over our own base [{g.low:+.1f}, {g.high:+.1f}], "
-            f"{g.num_items} items, {g.num_seeds} training seed{'s' if g.num_seeds > 1 else ''}"
-            for g in frame.itertuples()
-        ]
-        unsure = [g.label for g in frame.itertuples() if g.low <= 0 <= g.high]
-        verdict = f"Not told apart from the base: {', '.join(unsure)}." if unsure else "Every interval excludes zero."
-        return f"Paired gains ({source}, scale {self.scale}):\n\n" + "\n".join(lines) + f"\n\n{verdict}"
+        parts = [_gains_text(self), _differences_text(self), _published_text(self.table)]
+        return "\n\n".join(part for part in parts if part)
 
-    def save_reference(self, target: Path = REFERENCE) -> Path:
-        """Copy this run's records (not weights, not logs) to where committed records live, replacing the table's."""
-        root = target / self.scale / f"table{self.table.number}"
-        shutil.rmtree(root, ignore_errors=True)
-        for entry in self.runs:
-            for seed, folder in entry.folders.items():
-                copy = root / f"{entry.row.key}-seed{seed}"
-                for part in ("items", "samples"):
-                    shutil.copytree(folder / part, copy / part)
-                shutil.copy(folder / "run.json", copy)
-                training = training_folder(self.results, folder)
-                if training is not None:
-                    (copy / "training").mkdir()
-                    for name in ("run.json", "steps.jsonl"):
-                        shutil.copy(training / name, copy / "training")
-        return root
+    def save_reference(self, target: Path = REFERENCE) -> list[Path]:
+        """Copy this run's records (not weights, not logs) to the committed ones."""
+        return save_reference(self.runs, self.scale, target)
 
     def _saved(self, figure: Figure, suffix: str) -> Figure:
-        folder = self.results / "figures" / self.scale
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"table{self.table.number:02d}{suffix}.png", dpi=150)
-        return figure
-
-
-def training_folder(results: Path, evaluation: Path) -> Path | None:
-    """The training run behind an evaluation folder: beside it in the committed records, by name among the runs."""
-    if (evaluation / "training" / "steps.jsonl").exists():
-        return evaluation / "training"
-    name = evaluation.name.split("-", 2)[-1]
-    folder = results / "runs" / f"train-{name}"
-    return folder if (folder / "steps.jsonl").exists() else None
+        return save_figure(figure, f"{self.table.stem}{suffix}", self.scale, self.results)
 
 
 def build_table(
-    number: int,
+    name: int | str,
     scale: str = "tiny",
     *,
-    seeds: int = 1,
+    seeds: int = 0,
     engine: str = "auto",
     results: Path | None = None,
     data_root: Path | None = None,
+    reference: Path = REFERENCE,
     progress: bool = True,
 ) -> Report:
-    """Make what is missing, read everything, write ``table<NN>.md``, ``.csv`` and ``.html``.
+    """Make what is missing, read everything, write ``<stem>.md``, ``.csv`` and ``.html``.
+
+    Args:
+        name: a name of ``gpg_repro.tables.TABLES``.
+        seeds: 0 shows the committed records, and trains one seed only at a scale that has none; n trains n seeds here
+            and shows them beside the committed records.
 
     Raises:
-        UserError: see :func:`gpg_repro.tables.base.run_table`.
+        UserError: see :func:`gpg_repro.tables.runs.run_table`.
     """
-    table, results = get_table(number), results or default_results()
-    runs = run_table(table, scale, seeds=seeds, engine=engine, results=results, data_root=data_root, progress=progress)
-    reference = reference_runs(table, scale)
-    measured = scores(table, runs, scale)
-    pooled = scores(table, reference, scale) if reference else None
-    frame = layout(table, measured, scale, pooled)
-    notes = notes_for(table, scale, runs)
-    parts = [flat(table, measured, scale, "this run")]
-    if pooled is not None:
-        parts.append(flat(table, pooled, scale, "committed records"))
-    write_table(table, frame, pd.concat(parts, ignore_index=True), scale, notes, results)
-    return Report(table, scale, runs, reference, measured, pooled, frame, notes, results)
+    check_scale(scale, seeds)
+    table, results = get_table(name), results or default_results()
+    committed = reference_runs(table, scale, reference)
+    trained = [entry for entry in committed if entry.row.recipe]
+    runs = []
+    if seeds or not trained:
+        runs = run_table(
+            table, scale, seeds=max(1, seeds), engine=engine, results=results, data_root=data_root, progress=progress
+        )
+    elif progress:
+        print(
+            f"{table.name}, scale {scale}: showing the committed records of {len(trained)} trained rows "
+            f"(SEEDS=n trains n seeds here)."
+        )
+    committed = committed if trained else []
+    measured = scores(table, runs, scale) if runs else None
+    pooled = scores(table, committed, scale) if committed else None
+    report = Report(
+        table,
+        scale,
+        runs,
+        committed,
+        measured,
+        pooled,
+        layout(table, scale, measured, pooled),
+        notes_for(table, scale, runs, committed),
+        results,
+    )
+    named = (("this run", measured), ("committed records", pooled))
+    long = pd.concat([flat(table, part, scale, origin) for origin, part in named if part is not None])
+    sections = [(None, report.frame)]
+    if len(report.differences()):
+        sections.append((f"Comparisons ({report.origin})", report.comparisons()))
+    if any(entry.trainings for entry in report.source):
+        sections.append((f"Trainings ({report.origin})", report.trainings()))
+    write_report(table.stem, table.heading, sections, report.notes, scale, long, results)
+    return report
+
+
+def notes_for(table: Table, scale: str, runs: Sequence[RowRuns], committed: Sequence[RowRuns] = ()) -> list[str]:
+    """What a reader must know beside the numbers."""
+    notes = []
+    if table.published:
+        notes += [
+            f"Published numbers: {table.published} of arXiv 2504.02546v3, in percent, one sample per problem.",
+            "Implied 95 %: what the item counts alone imply for a published Average; training seeds are not in it.",
+        ]
+    elif not len(published_scores(table)):
+        notes.append("The paper prints no numbers for this table; it is ours.")
+    if scale != "paper":
+        notes.append(
+            f"Scale {scale}: models of under 2 M parameters trained on the spot on generated tasks. A miniature of the "
+            "method, not a reproduction of the paper's scores; its columns share nothing with the benchmarks."
+        )
+    notes.append("Ours: percent [95 % interval over items]; n = training seeds × items.")
+    notes.append(
+        "Differences are paired on items; the first interval covers items only, the second (Student's t, from "
+        f"{MIN_SEEDS} seeds on) training seeds. Two rows count as told apart when every interval given excludes zero; "
+        "no correction is made for reading several pairs."
+    )
+    notes += [f"{row.label}: {row.note}." for row in table.rows_at(scale) if row.note]
+    if table.published:
+        notes += [f"Arithmetic of the paper's own numbers. {note}" for note in arithmetic_notes(table)]
+    for entry in [*runs, *committed]:
+        for seed, folder in entry.folders.items():
+            run = records.read_run(folder)
+            failed = sum(result.failed for result in run.benchmarks.values())
+            if failed:
+                notes.append(f"{entry.row.label}, seed {seed}: {failed} samples failed and count as wrong.")
+    for origin, entries in (("this run", runs), ("committed records", committed)):
+        notes += _base_notes(origin, entries)
+    if scale == "paper":
+        absent = {row.key for row in table.rows} - {entry.row.key for entry in runs}
+        notes += [
+            f"{row.label}: not measured; no checkpoint was published, train it with `make train RECIPE={row.recipe} "
+            "SCALE=paper`."
+            for row in table.rows
+            if row.key in absent and row.recipe
+        ]
+    elif not runs:
+        absent = {row.key for row in table.rows_at(scale)} - {entry.row.key for entry in committed}
+        notes += [f"{row.label}: no committed record yet." for row in table.rows_at(scale) if row.key in absent]
+    return notes
+
+
+def _base_notes(origin: str, entries: Sequence[RowRuns]) -> list[str]:
+    """Says which rows did not start from the base that the base row shows."""
+    own = next((bases(entry) for entry in entries if entry.row.recipe is None), set())
+    strangers = [entry.row.label for entry in entries if own and bases(entry) and bases(entry) != own]
+    if not strangers:
+        return []
+    return [
+        f"{', '.join(strangers)} ({origin}): trained from another base than the base row shows (a base made on the "
+        "spot differs between machines); rows of different bases are not compared."
+    ]
+
+
+def most_seeds(runs: Sequence[RowRuns]) -> int:
+    """Training seeds of the row that has most."""
+    return max((len(entry.folders) for entry in runs), default=0)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _gains_text(report: Report) -> str:
+    frame = report.gains()
+    if not len(frame):
+        return "The base these rows started from was not measured, so no gain over it can be computed."
+    lines = [
+        f"- **{g.label}**: {g.difference:+.1f} points over our own base [{g.low:+.1f}, {g.high:+.1f}], "
+        f"{g.num_items} items, {_plural(g.num_seeds, 'training seed')}{_seed_text(g)}"
+        for g in frame.itertuples()
+    ]
+    unsure = [g.label for g in frame.itertuples() if not g.apart]
+    verdict = (
+        f"Not told apart from the base: {', '.join(unsure)}." if unsure else "Every row is told apart from the base."
+    )
+    return f"Paired gains ({report.origin}, scale {report.scale}):\n\n" + "\n".join(lines) + f"\n\n{verdict}"
+
+
+def _seed_text(cell) -> str:
+    if cell.num_seeds == 1:
+        return ""
+    text = f"; single seeds {cell.seed_min:+.1f} … {cell.seed_max:+.1f}"
+    low = cell.seeds_low
+    return text if low is None or pd.isna(low) else f"{text}, over seeds [{low:+.1f}, {cell.seeds_high:+.1f}]"
+
+
+def _differences_text(report: Report) -> str:
+    frame = report.differences()
+    if not len(frame):
+        return ""
+    lines = [
+        f"- **{d.label} − {d.against_label}**: {d.difference:+.1f} points [{d.low:+.1f}, {d.high:+.1f}]"
+        f"{_seed_text(d)}: {verdict(d.apart, d.num_seeds)}."
+        for d in frame.itertuples()
+    ]
+    trained = [entry for entry in report.source if entry.row.key != BASE]
+    pairs = all_pairs(report.table, trained, report.scale)
+    count = (
+        f"Of all {len(pairs)} pairs of trained rows, {int(pairs['apart'].sum())} are told apart (no correction for the "
+        "number of pairs)."
+        if len(pairs)
+        else ""
+    )
+    return "Pairs of rows:\n\n" + "\n".join(lines) + f"\n\n{count}"
+
+
+def _published_text(table: Table) -> str:
+    published = published_scores(table)
+    pairs = [(a, b) for a, b in table.comparisons if len(published) and {a, b} <= set(published.index)]
+    if not pairs:
+        return ""
+    inside = 0
+    for mine, other in pairs:
+        _, low, high = implied_difference(published.loc[mine], published.loc[other], table.benchmarks)
+        inside += low <= 0 <= high
+    return (
+        f"Of the {len(pairs)} published differences of Average among these pairs, {inside} lie inside the 95 % "
+        "interval that the item counts alone imply (unpaired, one sample per problem)."
+    )

@@ -8,6 +8,7 @@ The row ``GPG + AGE`` is ours: the equations of the paper on the same data and b
 from gpg_repro.tables.base import MATH_BENCHMARKS, TINY_SUITES, Row, Table
 
 TABLE = Table(
+    stem="table03",
     number=3,
     title="1.5B distilled models on five math benchmarks (zero-shot pass@1)",
     published="Table 3",
@@ -70,5 +71,11 @@ TABLE = Table(
             recipe="table3_gpg_age_rs1",
             note="not in the paper: Eq. 5-8 as written",
         ),
+    ),
+    comparisons=(
+        ("gpg_rs1", "grpo_rs1"),
+        ("gpg_rs3", "grpo_rs3"),
+        ("gpg_age_rs1", "gpg_rs1"),
+        ("gpg_age_rs1", "grpo_rs1"),
     ),
 )
