@@ -35,6 +35,9 @@ All functions are pure, need only torch, run on any device and keep the dtype of
 to be minimised.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -137,6 +140,76 @@ def age_alpha(num_groups: int, num_invalid: int) -> float:
         )
     num_valid = num_groups - num_invalid
     return num_groups / num_valid if num_valid else 0.0
+
+
+# What the released code makes of alpha ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReleasedBatch:
+    """One step as released generation R2 assembles and scales it.
+
+    Attributes:
+        num_draws: rounds of sampling it took.
+        groups: the (draw, group) pairs trained on, process after process; group counts over all processes.
+        num_valid: valid groups among them, B - M.
+        num_valid_drawn: valid groups seen in all draws, of which `num_valid_drawn - num_valid` were thrown away.
+        alpha_released: the factor it applies, B / min(B, num_valid_drawn).
+        alpha: B / (B - M) of Eq. 7 for the groups that are really in the batch.
+    """
+
+    num_draws: int
+    groups: list[tuple[int, int]]
+    num_valid: int
+    num_valid_drawn: int
+    alpha_released: float
+    alpha: float
+
+
+def released_r2_batch(valid_by_draw: Sequence[Sequence[bool]], num_processes: int, beta_th: float) -> ReleasedBatch:
+    """The batch and the alpha of released generation R2, which counts valid groups that it has dropped.
+
+    It draws until the valid groups *seen so far*, over all processes, reach beta_th * B. But a process only keeps what
+    it sampled itself: its own valid groups, oldest first, then its own invalid ones of the last draw, cut to its share
+    of B. A second valid group of a process that had its share already is dropped, yet stays in the count behind
+    `alpha_released`, which is therefore too small; a pool over all processes, as Eq. 7 is written, would have used it.
+
+    Args:
+        valid_by_draw: for each draw, B flags, the groups of process 0 first, equally many on each process. The last one
+            is the last the loop may make: its batch is taken whatever it holds.
+        num_processes: how many there are.
+        beta_th: the threshold; `min_inverse_alpha` in the released code.
+
+    Raises:
+        ValueError: no draw, draws of different sizes, or B not a multiple of `num_processes`.
+    """
+    sizes = {len(flags) for flags in valid_by_draw}
+    if len(sizes) != 1 or num_processes < 1 or (num_groups := sizes.pop()) == 0 or num_groups % num_processes:
+        raise ValueError(
+            f"valid_by_draw holds draws of {[len(flags) for flags in valid_by_draw]} groups for {num_processes} "
+            "processes: expected at least one draw, all of the same size, a positive multiple of num_processes."
+        )
+    num_valid_drawn = num_draws = 0
+    for flags in valid_by_draw:
+        num_draws, num_valid_drawn = num_draws + 1, num_valid_drawn + sum(map(bool, flags))
+        if num_valid_drawn >= beta_th * num_groups:
+            break
+    share, last = num_groups // num_processes, num_draws - 1
+    groups: list[tuple[int, int]] = []
+    for start in range(0, num_groups, share):
+        own = range(start, start + share)
+        kept = [(draw, group) for draw in range(num_draws) for group in own if valid_by_draw[draw][group]]
+        padding = [(last, group) for group in own if not valid_by_draw[last][group]]
+        groups += (kept + padding)[:share]
+    num_valid = sum(bool(valid_by_draw[draw][group]) for draw, group in groups)
+    return ReleasedBatch(
+        num_draws=num_draws,
+        groups=groups,
+        num_valid=num_valid,
+        num_valid_drawn=num_valid_drawn,
+        alpha_released=age_alpha(num_groups, num_groups - min(num_groups, num_valid_drawn)),
+        alpha=age_alpha(num_groups, num_groups - num_valid),
+    )
 
 
 # The GPG loss -------------------------------------------------------------------------------------------------------
@@ -251,6 +324,12 @@ def ppo_clip_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, completion_mask: Tensor, eps: float = 0.2
 ) -> Tensor:
     """PPO's policy term (Table 9): -min(rho * A, clip(rho, 1 - eps, 1 + eps) * A), averaged over all tokens.
+
+    The rest of PPO is a critic: a value model, usually as large as the policy, trained beside it, whose per-token
+    values turn rewards into advantages by GAE. None is trained here. It would double the memory and add a second
+    learning problem, the paper gives PPO as an equation (Tables 2 and 9) that GPG does without, and TRL 1.16, whose
+    trainers run all our rivals, has no PPO trainer. With one reward at the end of a completion, no discount, lambda = 1
+    and the group mean in the critic's place, GAE gives each token r - group mean, so `group_advantages` may be passed.
 
     Args:
         logps, old_logps: [N, T] log-probabilities under the policy and under the one that sampled.

@@ -5,6 +5,7 @@ Shape letters as in `gpg_repro.objective`. Everything runs in float64 unless a t
 
 import itertools
 import math
+import random
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ from gpg_repro.objective import (
     grpo_loss,
     kl_k3,
     ppo_clip_loss,
+    released_r2_batch,
     valid_groups,
 )
 
@@ -151,6 +153,60 @@ def test_alpha_for_every_number_of_invalid_groups():
 def test_alpha_refuses_impossible_counts(num_groups: int, num_invalid: int):
     with pytest.raises(ValueError, match=f"num_invalid={num_invalid} of num_groups={num_groups}"):
         age_alpha(num_groups, num_invalid)
+
+
+# Released generation R2 ---------------------------------------------------------------------------------------------
+
+# One line per draw: a process's groups side by side, valid ones marked x.
+RELEASED_CASES = {
+    # 16 processes with one group each, threshold 8. Draw 1 finds 5, draw 2 another 5, 3 of them on processes that have
+    # one already: 10 seen, 7 in the batch. 16/10 is applied where 16/7 is right.
+    "three of ten valid groups dropped": (
+        ["x x x x x . . . . . . . . . . .", "x x x . . x x . . . . . . . . ."],
+        *(0.5, 2, 10, 7, 16 / 10, 16 / 7),
+    ),
+    # The first draw is enough: nothing is dropped and both agree. The second is never made.
+    "one draw": (["x . x .", "x x x x"], 0.5, 1, 2, 2, 2.0, 2.0),
+    # Two groups per process: both of process 1's valid groups fit, nothing is dropped.
+    "room on the process": ([".. .x", ".. x."], 0.5, 2, 2, 2, 2.0, 2.0),
+    # 1 + 1 + 1 valid groups, all on process 0: one is kept, the count says 3 of 4.
+    "all on one process": (["x . . .", "x . . .", "x . . ."], 0.75, 3, 3, 1, 4 / 3, 4.0),
+    # More seen than the batch holds: released 1/alpha is cut at 1, although one process has nothing.
+    "more than the batch holds": (["x x . .", "x x x ."], 1.0, 2, 5, 3, 1.0, 4 / 3),
+    # Draws run out below the threshold: taken as it is.
+    "given up": (["x . . .", ". . . ."], 0.5, 2, 1, 1, 4.0, 4.0),
+    "no signal at all": ([". .", ". ."], 0.5, 2, 0, 0, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("case", RELEASED_CASES)
+def test_released_r2_counts_valid_groups_that_it_dropped(case: str):
+    lines, threshold, num_draws, num_seen, num_valid, alpha_released, alpha = RELEASED_CASES[case]
+    valid = [[mark == "x" for mark in line.replace(" ", "")] for line in lines]
+    batch = released_r2_batch(valid, len(lines[0].split()), threshold)
+    assert (batch.num_draws, batch.num_valid_drawn, batch.num_valid) == (num_draws, num_seen, num_valid)
+    assert (batch.alpha_released, batch.alpha) == pytest.approx((alpha_released, alpha))
+
+
+def test_released_r2_keeps_a_process_to_its_own_groups():
+    # processes hold groups 0 1 and 2 3. Draw 0: 0 valid; draw 1: 0 and 1 valid. Process 0 keeps its two oldest,
+    # process 1 pads with its groups of the last draw.
+    batch = released_r2_batch([[True, False, False, False], [True, True, False, False]], 2, 0.6)
+    assert batch.groups == [(0, 0), (1, 0), (1, 2), (1, 3)]
+
+
+def test_the_trainer_assembles_as_the_pure_function_does():
+    from gpg_repro.batch import select_groups_released
+
+    rng = random.Random(0)
+    for _ in range(200):
+        num_processes, share, num_draws = rng.randint(1, 4), rng.randint(1, 3), rng.randint(2, 4)
+        rate = rng.choice((0.1, 0.4, 0.7))
+        valid = [[rng.random() < rate for _ in range(num_processes * share)] for _ in range(num_draws)]
+        pure = released_r2_batch(valid, num_processes, beta_th=math.inf)  # uses all draws
+        selection = select_groups_released(valid, num_processes)
+        assert (selection.groups, selection.num_valid) == (pure.groups, pure.num_valid)
+        assert selection.num_dropped == pure.num_valid_drawn - pure.num_valid
 
 
 # The loss (Eq. 5 and 8) ---------------------------------------------------------------------------------------------
@@ -390,6 +446,9 @@ def test_clipped_losses_gradcheck(loss):
         (lambda: group_advantages(torch.tensor([0.0, math.nan]), 2), r"rewards\[1\] is nan"),
         (lambda: valid_groups(torch.tensor([0.0, math.inf]), 2), r"rewards\[1\] is inf"),
         (lambda: valid_groups(torch.zeros(4), 2, scored=torch.ones(2)), r"scored has shape \[2\], expected \[4\]"),
+        (lambda: released_r2_batch([], 2, 0.5), r"draws of \[\] groups for 2 processes"),
+        (lambda: released_r2_batch([[True, False, True]], 2, 0.5), r"draws of \[3\] groups for 2 processes"),
+        (lambda: released_r2_batch([[True], [True, False]], 1, 0.5), r"draws of \[1, 2\] groups"),
         (lambda: gpg_loss(torch.zeros(4, 3), torch.zeros(4), torch.ones(4, 2), 2), r"\[4, 3\].*\[4, 2\]"),
         (lambda: gpg_loss(torch.zeros(4), torch.zeros(4), torch.ones(4), 2), r"expected the same \[N, T\]"),
         (lambda: gpg_loss(torch.zeros(4, 3), torch.zeros(3), torch.ones(4, 3), 2), r"advantages has shape \[3\]"),

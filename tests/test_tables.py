@@ -37,7 +37,14 @@ from gpg_repro.tables.printed import (
     implied_interval,
 )
 from gpg_repro.tables.report import build_table, notes_for
-from gpg_repro.tables.runs import finished_trainings, recipe_trainings, reference_runs, run_table, save_reference
+from gpg_repro.tables.runs import (
+    base_record,
+    finished_trainings,
+    recipe_trainings,
+    reference_runs,
+    run_table,
+    save_reference,
+)
 
 matplotlib.use("agg")
 TABLE = get_table(3)
@@ -463,7 +470,7 @@ def test_reference_goes_and_comes_by_recipe_and_seed(made, tmp_path):
     (steps / "checkpoint").mkdir()
     made[1].trainings[1] = steps
     saved = save_reference(made, "tiny", target)
-    names = ["base/seed0", "table3_gpg_rs1/seed0", "table3_gpg_rs1/seed1"]
+    names = ["base/base-wei/seed0", "table3_gpg_rs1/seed0", "table3_gpg_rs1/seed1"]
     assert [str(p.relative_to(target / "tiny")) for p in saved] == names
     assert bystander.is_dir()
     assert sorted(p.name for p in (saved[2] / "training").iterdir()) == ["run.json", "steps.jsonl"]
@@ -472,6 +479,24 @@ def test_reference_goes_and_comes_by_recipe_and_seed(made, tmp_path):
     assert set(found) == {"base", "gpg_rs1"}
     assert list(found["gpg_rs1"].folders) == [0, 1, 7] and list(found["gpg_rs1"].trainings) == [1]
     assert not reference_runs(TABLE, "smoke", target)
+
+
+def test_a_table_takes_the_base_its_rows_started_from(tmp_path):
+    for right, weights in ((3, "aaaaaaaa-first"), (7, "bbbbbbbb-second")):
+        folder = fake_evaluation(tmp_path / "tiny" / "base" / weights[:8] / "seed0", right)
+        run = json.loads((folder / "run.json").read_text())
+        run["model"]["weights"] = weights
+        (folder / "run.json").write_text(json.dumps(run))
+    assert base_record("tiny", [], tmp_path).parent.name == "aaaaaaaa"  # nothing to go by
+    row = tmp_path / "tiny" / "table3_gpg_rs1" / "seed0"
+    fake_evaluation(row, 9)
+    training = fake_training(row / "training", [{}])
+    run = json.loads((training / "run.json").read_text())
+    run["base"]["weights"] = "bbbbbbbb-second"
+    (training / "run.json").write_text(json.dumps(run))
+    found = {entry.row.key: entry for entry in reference_runs(TABLE, "tiny", tmp_path)}
+    assert found["base"].folders[0].parent.name == "bbbbbbbb"
+    assert [entry.row.key for entry in reference_runs(TABLE, "tiny", tmp_path)] == ["base", "gpg_rs1"]
 
 
 def test_no_seeds_shows_the_committed_records_without_running(made, tmp_path, monkeypatch, capsys):

@@ -131,7 +131,13 @@ def test_a_set_with_ready_made_prompts_trains(tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = load_recipe(
         "table4_gpg_paper",
-        ["dataset=simplerl_level3to5", "rewards={accuracy_lv35: 1}", "max_steps=1", "max_draws=1", "max_prompt_length=9"],
+        [
+            "dataset=simplerl_level3to5",
+            "rewards={accuracy_lv35: 1}",
+            "max_steps=1",
+            "max_draws=1",
+            "max_prompt_length=9",
+        ],
         scale="smoke",
     )
     folder = train(recipe, root=tmp_path, data_root=tmp_path, progress=False, log_to="none")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from eval_harness import records
 from eval_harness.errors import unknown
-from gpg_repro.published import folder
+from gpg_repro.published import folder as published_folder
 from gpg_repro.tables.runs import recipe_trainings
 
 
@@ -77,7 +77,7 @@ def published_range(figure: str, quantity: str) -> tuple[float, float]:
     Raises:
         UserError: none is quoted.
     """
-    quoted = json.loads((folder() / "ranges.json").read_text(encoding="utf-8"))["ranges"]
+    quoted = json.loads((published_folder() / "ranges.json").read_text(encoding="utf-8"))["ranges"]
     found = {(r["figure"], r["quantity"]): (r["low"], r["high"]) for r in quoted}
     if (figure, quantity) not in found:
         raise unknown("published range", f"{figure}, {quantity}", (f"{f}, {q}" for f, q in found))

@@ -21,7 +21,7 @@ from gpg_repro.paths import results as default_results
 from gpg_repro.recipe import load_recipe, recipe_names
 from gpg_repro.tables import TABLES, get_table
 from gpg_repro.tables.base import BASE, Row, RowRuns, Table
-from gpg_repro.tables.runs import REFERENCE, run_row, save_reference
+from gpg_repro.tables.runs import REFERENCE, reference_folder, run_row, save_reference
 
 Job = tuple[Table, Row, int]
 
@@ -36,7 +36,7 @@ def jobs(tables: Iterable[str], scale: str, seeds: Iterable[int]) -> list[Job]:
 
 def is_committed(row: Row, scale: str, seed: int, base_weights: str, target: Path = REFERENCE) -> bool:
     """Whether the record exists and comes from the recipe and the base as they are now."""
-    folder = target / scale / row.run / f"seed{seed}"
+    folder = reference_folder(row, scale, seed, target, base_weights)
     if not (folder / "run.json").exists() or records.read_run(folder).status != "finished":
         return False
     if row.recipe is None:

@@ -1,13 +1,13 @@
 """The runs behind a table: made if asked, found if there. One run per recipe and seed, shared by all tables.
 
 Run folders      results/runs/train-<recipe>-<scale>-seed<k>-<hash>/  and  eval-<same>-<engine>/
-Committed        results/reference/<scale>/<recipe or base>/seed<k>/  (an evaluation, with training/ inside)
+Committed        results/reference/<scale>/<recipe or base/weights>/seed<k>/  (an evaluation, with training/ inside)
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from eval_harness import records
@@ -190,13 +190,37 @@ def finished_trainings(recipe: str, scale: str, root: Path) -> dict[int, Path]:
 
 def reference_runs(table: Table, scale: str, reference: Path = REFERENCE) -> list[RowRuns]:
     """Committed records of a table, rows that have any: ``<reference>/<scale>/<recipe or base>/seed<k>/``."""
-    runs = []
+    runs: dict[str, RowRuns] = {}
     for row in table.rows_at(scale):
         folders = _seeds_of(reference / scale / row.run, "run.json")
-        if folders:
-            trainings = _seeds_of(reference / scale / row.run, "training/run.json")
-            runs.append(RowRuns(row, folders, trainings))
-    return runs
+        if row.recipe and folders:
+            runs[row.key] = RowRuns(row, folders, _seeds_of(reference / scale / row.run, "training/run.json"))
+    started_from = {
+        records.read_run(folder).base["weights"] for entry in runs.values() for folder in entry.trainings.values()
+    }
+    for row in table.rows_at(scale):
+        if row.recipe is None and (folder := base_record(scale, started_from, reference)):
+            runs[row.key] = RowRuns(row, {0: folder}, {})
+    return [runs[row.key] for row in table.rows_at(scale) if row.key in runs]
+
+
+def base_record(scale: str, weights: Collection[str], reference: Path = REFERENCE) -> Path | None:
+    """The committed measurement of a base with one of these weights (of any base, if there is none); else None.
+
+    A base made on the spot differs between machines, so there may be several: ``base/<8 digits of the weights>/seed0``.
+    """
+    found = {records.read_run(p.parent).model["weights"]: p.parent for p in _base_files(scale, reference)}
+    return next((folder for known, folder in found.items() if known in weights), next(iter(found.values()), None))
+
+
+def _base_files(scale: str, reference: Path) -> list[Path]:
+    return sorted((reference / scale / BASE).glob("*/seed0/run.json"))
+
+
+def reference_folder(row: Row, scale: str, seed: int, target: Path, weights: str | None) -> Path:
+    """Where a committed record lives; ``weights`` are the measured model's, needed for the base."""
+    name = row.run if row.recipe else f"{BASE}/{(weights or 'unknown')[:8]}"
+    return target / scale / name / f"seed{seed}"
 
 
 def _seeds_of(folder: Path, record: str) -> dict[int, Path]:
@@ -210,7 +234,7 @@ def save_reference(runs: Sequence[RowRuns], scale: str, target: Path = REFERENCE
     saved = []
     for entry in runs:
         for seed, folder in entry.folders.items():
-            copy = target / scale / entry.row.run / f"seed{seed}"
+            copy = reference_folder(entry.row, scale, seed, target, records.read_run(folder).model["weights"])
             shutil.rmtree(copy, ignore_errors=True)
             for part in ("items", "samples"):
                 shutil.copytree(folder / part, copy / part)
