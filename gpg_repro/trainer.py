@@ -558,14 +558,14 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         super().__init__(model, reward_funcs, args, *remaining, **kwargs)
         if args.logp_temperature == "one" and args.temperature != 1.0:
             # Replaces the head TRL added: same log-probabilities and entropies, from logits not divided by temperature.
-            for head in (self.accelerator.unwrap_model(self.model), self.ref_model):
-                if head is not None:
-                    add_fused_lm_head(
-                        head.get_base_model() if hasattr(head, "peft_config") else head,
-                        temperature=1.0,
-                        cast_lm_head_to_fp32=args.cast_lm_head_to_fp32,
-                        outputs=("log_probs", "entropy"),
-                    )
+            for policy in filter(None, (self.model, self.ref_model)):
+                policy = self.accelerator.unwrap_model(policy)
+                add_fused_lm_head(
+                    policy.get_base_model() if hasattr(policy, "peft_config") else policy,
+                    temperature=1.0,
+                    cast_lm_head_to_fp32=args.cast_lm_head_to_fp32,
+                    outputs=("log_probs", "entropy"),
+                )
         self._stream: PromptStream | None = None
         self._stream_position: int | None = None  # draws made since the start of the run
         self._passes: list[dict[str, Any] | None] = []  # one entry per accumulation step; None: nothing to do
