@@ -1,0 +1,274 @@
+"""The benches' pieces at their smallest: what they compute, not how fast anything is."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+import _paired as paired
+import kl_cost
+import resampling
+import update_step
+from _paired import Case, Workload
+from resampling import ALL_VALID, OWN, THRESHOLD, Groups
+
+SMALL = Workload(
+    hidden_size=32,
+    intermediate_size=32,
+    num_layers=1,
+    num_heads=1,
+    num_kv_heads=1,
+    num_groups=4,
+    num_generations=2,
+    micro_batch_size=4,
+    longest=9,
+    shortest=3,
+)
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+def test_median_interval_is_the_innermost_pair_of_order_statistics():
+    # P(Binomial(9, 1/2) <= 1) = 10/512: (x_2, x_8) covers with 96.1 %; for n = 7 only (x_1, x_7) does, with 98.4 %.
+    assert paired.median_interval([9, 1, 8, 2, 7, 3, 6, 4, 5]) == (5, 2, 8)
+    assert paired.median_interval(range(1, 8)) == (4, 1, 7)
+    middle, low, high = paired.median_interval([1, 2, 3, 4, 5])
+    assert middle == 3 and math.isnan(low) and math.isnan(high)
+
+
+def test_a_phase_is_the_step_without_what_is_not_in_it():
+    step = paired.Step({"step": (10.0, 8.0), "rollout": (4.0, 3.0), "generate": (2.5, 2.0), "grade": (0.5, 0.5)}, {})
+    assert step.spent("update") == (6.0, 5.0)
+    assert step.spent("learn") == (7.0, 5.5)
+    assert step.spent("generate") == (2.5, 2.0)
+
+
+def test_ratios_are_medians_over_pairs():
+    def steps(*seconds):
+        return [paired.Step({"step": (s, 2 * s), "rollout": (0.0, 0.0)}, {}) for s in seconds]
+
+    numbers = paired.ratio(steps(1, 1, 9), steps(2, 2, 3), "update")
+    assert numbers["wall_ratio"] == 0.5 and numbers["wall_interval"] is None and numbers["pairs"] == 3
+
+
+# Workloads ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_step_has_the_groups_its_case_says():
+    case_list = update_step.update_cases(paired.PROTOTYPE)
+    assert [(case.name, case.num_valid) for case in case_list] == [
+        ("alpha 1", 8),
+        ("alpha 1.33", 6),
+        ("alpha 2", 4),
+        ("alpha 4", 2),
+        ("ragged", 4),
+    ]
+    assert set(update_step.TARGETS) >= {case.name for case in case_list}
+    signal = paired.prompt_rows(paired.PROTOTYPE, case_list, 2)["signal"]
+    assert [sum(signal[start : start + 8]) for start in range(0, 80, 8)] == 2 * [8, 6, 4, 2, 4]
+
+
+@pytest.mark.parametrize("num_valid", [0, 3, 8])
+def test_real_prompts_too_have_the_groups_their_case_says(num_valid):
+    rows = paired.tiny_rows(8, [Case("some", num_valid, 0, 0), Case("all", 8, 0, 0)], 2)
+    assert [sum(rows["signal"][start : start + 8]) for start in range(0, 32, 8)] == 2 * [num_valid, 8]
+
+
+def test_rewards_differ_inside_groups_with_a_signal_only():
+    assert paired.half_right(["p"] * 4, signal=[True, True, False, False]) == [0, 1, 0, 0]
+
+
+# Trainers taking turns ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory):
+    """Four steps of both trainers: full length at alpha 1 and ragged at alpha 2, twice; and who began when."""
+    rows = paired.prompt_rows(SMALL, [Case("alpha 1", 4, 9, 9), Case("ragged", 2, 3, 9)], 2)
+    trainers, order, batches = {}, [], {"gpg": [], "grpo": []}
+    for kind in ("gpg", "grpo"):
+        trainers[kind] = paired.scripted_trainer(kind, SMALL, rows, str(tmp_path_factory.mktemp(kind)))
+        sample = trainers[kind]._generate_and_score_completions
+
+        def noted(inputs, kind=kind, sample=sample):
+            order.append(kind)
+            batch = sample(inputs)
+            batches[kind].append(batch["completion_ids"].clone())
+            return batch
+
+        trainers[kind]._generate_and_score_completions = noted
+    return paired.take_turns(trainers), order, batches, trainers
+
+
+def test_trainers_step_in_rotation(turns):
+    steps, order, _, _ = turns
+    assert order == ["gpg", "grpo"] * 4
+    assert {kind: len(run) for kind, run in steps.items()} == {"gpg": 4, "grpo": 4}
+
+
+def test_both_see_the_same_completions_of_the_lengths_asked_for(turns):
+    _, _, batches, trainers = turns
+    tokenizer = trainers["gpg"].processing_class
+    for ours, theirs in zip(batches["gpg"], batches["grpo"], strict=True):
+        assert torch.equal(ours, theirs)
+    lengths = [(batch != tokenizer.pad_token_id).sum(dim=1) for batch in batches["gpg"]]
+    assert (lengths[0] == 9).all()
+    assert lengths[1].min() >= 3 and lengths[1].max() <= 9 and len(set(lengths[1].tolist())) > 1
+
+
+def test_both_do_the_same_work(turns):
+    steps, _, _, trainers = turns
+    assert paired.gradient_gap(steps["gpg"], steps["grpo"]) < 1e-4
+    assert all(step.logs["grad_norm"] > 0 for step in steps["gpg"])
+    for ours, theirs in zip(trainers["gpg"].model.parameters(), trainers["grpo"].model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)  # learning rate 0: the next step is the same too
+
+
+def test_phases_add_up(turns):
+    steps, *_ = turns
+    for step in (*steps["gpg"], *steps["grpo"]):
+        assert step.spent("step")[0] > step.spent("learn")[0] >= step.spent("update")[0] > 0
+        assert step.logs["tokens/generated"] > 0
+
+
+def test_the_first_round_of_every_case_is_left_out():
+    steps = list("abABxy")
+    assert paired.by_case(steps, 2) == [["A", "x"], ["B", "y"]]
+
+
+@pytest.mark.timeout(60)
+def test_a_trainer_that_fails_does_not_leave_the_other_waiting(tmp_path):
+    rows = paired.prompt_rows(SMALL, [Case("alpha 1", 4, 9, 9)], 3)
+    trainers = {kind: paired.scripted_trainer(kind, SMALL, rows, str(tmp_path / kind)) for kind in ("gpg", "grpo")}
+
+    def broken(inputs):
+        raise ZeroDivisionError
+
+    trainers["grpo"]._calculate_rewards = broken
+    with pytest.raises(RuntimeError, match="failed") as raised:
+        paired.take_turns(trainers)
+    assert raised.value.__cause__ is not None
+
+
+def test_the_kl_bench_loads_a_reference_model_for_its_rival_alone(tmp_path):
+    rows = paired.prompt_rows(SMALL, [Case("alpha 1", 4, 9, 9)], 1)
+    model = kl_cost.save_model(SMALL, str(tmp_path / "model"))
+    for kind, settings in kl_cost.KL.items():
+        trainer = paired.scripted_trainer(kind, SMALL, rows, str(tmp_path / kind), model=model, **settings)
+        assert (trainer.ref_model is not None) == (kind == "grpo")
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_peak_of_events_counts_live_bytes():
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
+        first = torch.empty(2**20)  # 4 MiB
+        del first
+        second, third = torch.empty(2**19), torch.empty(2**18)  # 3 MiB together
+        del second, third
+    assert paired.peak_of_events(profiler) == 2**22
+
+
+def test_memory_is_measured_in_the_step_that_was_asked_for(tmp_path):
+    result = paired.measure_memory("gpg", SMALL, 2, str(tmp_path))
+    assert set(result) == ({"allocated"} if torch.cuda.is_available() else {"resident", "allocated", "persistent"})
+    if not torch.cuda.is_available():
+        assert result["allocated"] > result["persistent"] > 0
+
+
+# Resampling -----------------------------------------------------------------------------------------------------------
+
+
+LENGTHS = np.array([[3, 5], [2, 2], [7, 1], [4, 4]])
+
+
+def groups(*valid: bool) -> Groups:
+    return Groups(LENGTHS, np.array(valid))
+
+
+class InOrder(Groups):
+    """Samples the groups in their order, for steps worked by hand."""
+
+    def sample(self, num, rng, share=None):
+        chosen = np.arange(num) % len(self.valid)
+        return Groups(self.lengths[chosen], self.valid[chosen])
+
+
+def test_a_step_of_one_draw_by_hand():
+    step = resampling.simulate_step(InOrder(LENGTHS, np.ones(4, dtype=bool)), 2, 4, 1.0, None)
+    # Worker 0 decodes 5 iterations (groups 0 and 1), worker 1 decodes 7: all wait for 7, busy 6 on average.
+    assert step == {"draws": 1, "tokens": 28, "time": 7, "valid": 4, "idle": pytest.approx(1 / 7)}
+
+
+def test_draws_go_on_until_the_threshold_and_no_further():
+    half = InOrder(LENGTHS, np.array([True, False, True, False]))
+    assert resampling.simulate_step(half, 2, 4, 0.5, None)["draws"] == 1
+    assert resampling.simulate_step(half, 2, 4, 0.6, None) == {
+        "draws": 2, "tokens": 56, "time": 14, "valid": 4, "idle": pytest.approx(1 / 7)
+    }  # fmt: skip
+    none = InOrder(LENGTHS, np.zeros(4, dtype=bool))
+    assert resampling.simulate_step(none, 2, 4, 0.6, None, max_draws=5)["draws"] == 5
+
+
+def test_a_worker_on_its_own_goes_on_until_its_share_is_valid():
+    # Two workers with two groups each; worker 0 gets two valid ones at once, worker 1 one per draw.
+    step = resampling.simulate_own_step(InOrder(LENGTHS, np.array([True, True, True, False])), 2, 4, None)
+    # Second draw: worker 1 alone, with groups 0 and 1 (two valid, 5 iterations). Its 7 + 5 against worker 0's 5.
+    assert step == {"draws": 2, "tokens": 40, "time": 12, "valid": 4, "idle": pytest.approx(1 - 8.5 / 12)}
+
+
+def test_the_share_of_valid_groups_can_be_set():
+    sampled = groups(True, False, False, False).sample(4000, np.random.default_rng(0), share=0.8)
+    assert abs(sampled.valid.mean() - 0.8) < 0.03
+    again = groups(True, False, False, False).sample(4000, np.random.default_rng(0), share=0.8)
+    assert (sampled.lengths == again.lengths).all()
+
+
+def test_the_matched_batch_holds_as_many_valid_groups():
+    rng = np.random.default_rng(0)
+    assert resampling.matched_batch(16, 1.0, 0.6, rng) == 16
+    assert resampling.matched_batch(64, 0.75, 0.6, rng) == pytest.approx(64 / 0.75, abs=2)  # one draw nearly always
+    assert resampling.matched_batch(16, 0.4, 1.0, rng) == 16
+
+
+def test_ratios_are_per_valid_group():
+    ours = pd.DataFrame({"tokens": [100.0, 100.0], "valid": [5, 5]})
+    theirs = pd.DataFrame({"tokens": [100.0, 100.0], "valid": [4, 4]})
+    assert resampling.ratio_of_sums(ours, theirs, "tokens") == [0.8, 0.8, 0.8]
+
+
+def test_simulated_ratios_put_the_threshold_over_the_other_way():
+    frame = pd.DataFrame(
+        {"way": [THRESHOLD, OWN], "time": [10.0, 40.0], "valid": [5, 10], "workers": [8, 8]}  # 2 and 4 a group
+    )
+    assert resampling.simulated_ratios(frame, "workers", OWN, "time").loc[8].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_figure_and_line_of_the_resampling_bench():
+    measured = groups(True, True, False, True)
+    by_workers = pd.concat(resampling.simulate(measured, workers, 2, 3, seed=0) for workers in (2, 4))
+    by_share = pd.concat(resampling.simulate(measured, 2, 2, 3, seed=0, share=share) for share in (0.5, 0.8))
+    assert set(by_workers["way"]) == {THRESHOLD, ALL_VALID, OWN}
+    assert (
+        by_workers[by_workers["way"] != THRESHOLD]["valid"] == 2 * by_workers[by_workers["way"] != THRESHOLD]["workers"]
+    ).all()
+    figure = resampling.draw({"tokens": [0.8, 0.7, 0.9]}, by_workers, by_share, "facts")
+    assert [bool(axis.get_title()) for axis in figure.axes] == [True, True, True]
+    frame = pd.DataFrame({name: [1.0, 2.0] for name in ("tokens", "valid", "draws", "batch", "wall_s", "cpu_s")})
+    frames = {THRESHOLD: frame, ALL_VALID: frame}
+    line = resampling.line(measured, frames, {"tokens": [0.8, 0.7, 0.9]}, by_workers, by_share, 2, Path("x.png"))
+    assert line["ratio"] == 0.8 and set(line["simulated_by_workers"]) == {"2", "4"}
+    low, high = line["simulated_by_share_64_workers"]["0.8"][f"tokens, against {ALL_VALID}"][1:]
+    assert low <= high
