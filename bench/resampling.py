@@ -5,7 +5,8 @@ thresholded batch holds more groups, so many that on average as many are valid a
 
 Simulated for 8 to 512 workers: groups (completion lengths and validity together) are drawn with replacement from those
 the measured runs sampled. A decoding iteration takes the same time whatever the batch, so a draw lasts as long as its
-longest completion on any worker, and all wait for it. Both leave out prefill, the update and differences between
+longest completion on any worker, and all wait for it. The rival is simulated in three forms: draws of a batch, draws
+large enough that one mostly suffices, and every worker resampling its own share. The simulation leaves out prefill, the update and differences between
 machines. Ends in one JSON line; `ratio` is tokens per valid group, threshold over every group valid (lower is better).
 """
 
@@ -24,6 +25,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from numpy.random import Generator
+from scipy.stats import binom
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -33,7 +35,9 @@ WORKERS = (8, 16, 32, 64, 128, 256, 512)
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of valid groups of the third panel."""
 THRESHOLD, ALL_VALID, OWN = "beta_th = 0.6", "every group valid", "every group valid, each worker on its own"
-COLORS = {THRESHOLD: "#2563ab", ALL_VALID: "#8a8a8a", OWN: "#b5483a"}
+LARGER = "every group valid, larger draws"
+"""The rival at its best: the smallest draw that alone suffices in 95 % of the steps."""
+COLORS = {THRESHOLD: "#2563ab", ALL_VALID: "#8a8a8a", OWN: "#b5483a", LARGER: "#2a9d6f"}
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ def simulate_step(
     rng: Generator,
     share: float | None = None,
     max_draws: int = 20,
+    draw_size: int | None = None,
 ) -> dict[str, float]:
-    """One step with a common pool: draws of `num_groups` until beta_th of a batch is valid.
+    """One step with a common pool: draws of `draw_size` (default: of a batch) until beta_th of a batch is valid.
 
     Returns:
         `draws`, `tokens` generated, `time` in decoding iterations, `valid` groups in the batch and `idle`, the share of
@@ -87,7 +92,7 @@ def simulate_step(
     """
     tokens = time = busy = valid = draws = 0
     while draws < max_draws and (draws == 0 or valid < beta_th * num_groups - 1e-9):
-        drawn = groups.sample(num_groups, rng, share)
+        drawn = groups.sample(draw_size or num_groups, rng, share)
         longest = [part.max(initial=0) for part in np.array_split(drawn.lengths.max(axis=1), num_workers)]
         tokens, time, busy = tokens + drawn.lengths.sum(), time + max(longest), busy + np.mean(longest)
         valid, draws = valid + drawn.valid.sum(), draws + 1
@@ -98,6 +103,14 @@ def simulate_step(
         "valid": int(min(valid, num_groups)),
         "idle": 1 - busy / time,
     }
+
+
+def sufficient_draw(num_valid: int, share: float, probability: float = 0.95) -> int:
+    """The smallest draw that holds at least `num_valid` valid groups with this probability."""
+    size = num_valid
+    while binom.sf(num_valid - 1, size, share) < probability:
+        size += 1
+    return size
 
 
 def simulate_own_step(
@@ -125,14 +138,16 @@ def simulate_own_step(
 def simulate(
     groups: Groups, num_workers: int, per_worker: int, num_steps: int, seed: int, share: float | None = None
 ) -> pd.DataFrame:
-    """Steps of the three ways at equal valid groups: `per_worker` on each worker; columns of `simulate_step`."""
+    """Steps of the four ways at equal valid groups: `per_worker` on each worker; columns of `simulate_step`."""
     rng, target = np.random.default_rng(seed), num_workers * per_worker
-    batch = matched_batch(target, groups.valid.mean() if share is None else share, 0.6, rng)
+    true_share = groups.valid.mean() if share is None else share
+    batch, larger = matched_batch(target, true_share, 0.6, rng), sufficient_draw(target, true_share)
     rows = []
     for _ in range(num_steps):
         rows += [
             {"way": THRESHOLD, **simulate_step(groups, num_workers, batch, 0.6, rng, share)},
             {"way": ALL_VALID, **simulate_step(groups, num_workers, target, 1.0, rng, share)},
+            {"way": LARGER, **simulate_step(groups, num_workers, target, 1.0, rng, share, draw_size=larger)},
             {"way": OWN, **simulate_own_step(groups, num_workers, target, rng, share)},
         ]
     return pd.DataFrame(rows).assign(workers=num_workers, share=share)
@@ -232,7 +247,7 @@ def simulated_ratios(frame: pd.DataFrame, key: str, way: str, column: str) -> pd
 def draw(ratios: dict[str, list[float]], by_workers: pd.DataFrame, by_share: pd.DataFrame, facts: str) -> plt.Figure:
     """Measured ratios left, simulated step time by workers, simulated ratios by the share of valid groups."""
     sns.set_theme(style="whitegrid", context="notebook")
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 5), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(19, 5), layout="constrained")
     for place, (value, low, high) in enumerate(ratios.values()):
         left.bar(place, value, color=COLORS[THRESHOLD], width=0.6)
         left.errorbar(place, value, [[value - low], [high - value]], color="0.2", capsize=4)
@@ -258,7 +273,7 @@ def draw(ratios: dict[str, list[float]], by_workers: pd.DataFrame, by_share: pd.
     )
     middle.legend(title=None, fontsize=9)
     for column, style in (("tokens", "--"), ("time", "-")):
-        for way in (ALL_VALID, OWN):
+        for way in (ALL_VALID, LARGER, OWN):
             points = simulated_ratios(by_share, "share", way, column)
             right.plot(points.index, points["value"], style, marker="o", color=COLORS[way], label=f"{column}, {way}")
             right.fill_between(points.index, points["low"], points["high"], color=COLORS[way], alpha=0.2)
@@ -269,7 +284,7 @@ def draw(ratios: dict[str, list[float]], by_workers: pd.DataFrame, by_share: pd.
         ylabel=f"{THRESHOLD} / the other way",
         ylim=(0, None),
     )
-    right.legend(title=None, fontsize=8, handlelength=3.5)
+    right.legend(title=None, fontsize=8, handlelength=3.5, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.suptitle(facts, fontsize=11, color="0.35")
     return figure
 
@@ -300,7 +315,7 @@ def main() -> None:
     share = groups.valid.mean()
     facts = (
         f"Tiny base, {len(groups.valid)} groups sampled, {share:.0%} valid, {groups.lengths.mean():.1f} tokens a "
-        f"completion, 95 % intervals over steps; {args.steps} measured and {args.simulated_steps} simulated steps of each way"
+        f"completion; {args.steps} measured, {args.simulated_steps} simulated steps of each way, 95 % intervals"
     )
     path = results() / "figures" / "tiny" / "resampling.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,7 +338,7 @@ def line(
         idle = frame.groupby([key, "way"])["idle"].mean().round(3)
         points = {
             (way, column): simulated_ratios(frame, key, way, column)
-            for way in (ALL_VALID, OWN)
+            for way in (ALL_VALID, LARGER, OWN)
             for column in ("time", "tokens")
         }
         return {

@@ -18,7 +18,7 @@ import kl_cost
 import resampling
 import update_step
 from _paired import Case, Workload
-from resampling import ALL_VALID, OWN, THRESHOLD, Groups
+from resampling import ALL_VALID, LARGER, OWN, THRESHOLD, Groups
 
 SMALL = Workload(
     hidden_size=32,
@@ -243,6 +243,15 @@ def test_the_matched_batch_holds_as_many_valid_groups():
     assert resampling.matched_batch(16, 0.4, 1.0, rng) == 16
 
 
+def test_a_larger_draw_fills_a_batch_at_once():
+    half = InOrder(LENGTHS, np.array([True, False, True, False]))
+    step = resampling.simulate_step(half, 2, 4, 1.0, None, draw_size=8)
+    assert (step["draws"], step["tokens"], step["valid"]) == (1, 56, 4)
+    # P(at least 1 valid of 4) = 1 - 1/16 = 0.9375, of 5: 0.969
+    assert resampling.sufficient_draw(1, 0.5) == 5
+    assert resampling.sufficient_draw(16, 1.0) == 16
+
+
 def test_ratios_are_per_valid_group():
     ours = pd.DataFrame({"tokens": [100.0, 100.0], "valid": [5, 5]})
     theirs = pd.DataFrame({"tokens": [100.0, 100.0], "valid": [4, 4]})
@@ -260,7 +269,7 @@ def test_figure_and_line_of_the_resampling_bench():
     measured = groups(True, True, False, True)
     by_workers = pd.concat(resampling.simulate(measured, workers, 2, 3, seed=0) for workers in (2, 4))
     by_share = pd.concat(resampling.simulate(measured, 2, 2, 3, seed=0, share=share) for share in (0.5, 0.8))
-    assert set(by_workers["way"]) == {THRESHOLD, ALL_VALID, OWN}
+    assert set(by_workers["way"]) == {THRESHOLD, ALL_VALID, LARGER, OWN}
     assert (
         by_workers[by_workers["way"] != THRESHOLD]["valid"] == 2 * by_workers[by_workers["way"] != THRESHOLD]["workers"]
     ).all()
