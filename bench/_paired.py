@@ -343,11 +343,16 @@ class _TurnCallback(TrainerCallback):
 
 
 class _Rotation:
-    """Whose turn it is among threads; a thread that ends, or fails, leaves the rotation."""
+    """Whose turn it is among threads; a thread that ends, or fails, leaves the rotation.
 
-    def __init__(self, num: int):
-        self.waiting = list(range(num))
+    The order is turned round after every `num_cases` rounds, so that going first favours nobody: in one order GPG and
+    TRL at alpha = 1 came out at 1.006, in the other at 0.997. The round before the first step is the trainers' set-up.
+    """
+
+    def __init__(self, num: int, num_cases: int):
+        self.order, self.num_cases = list(range(num)), num_cases
         self.failure: BaseException | None = None
+        self._at = self._round = 0
         self._condition = threading.Condition()
 
     def wait(self, place: int) -> None:
@@ -357,32 +362,45 @@ class _Rotation:
             RuntimeError: another thread failed.
         """
         with self._condition:
-            self._condition.wait_for(lambda: self.failure is not None or self.waiting[0] == place)
+            self._condition.wait_for(lambda: self.failure is not None or self.order[self._at] == place)
             if self.failure is not None:
                 raise RuntimeError("another trainer failed") from self.failure
 
     def next(self, place: int) -> None:
         """Pass the turn on and wait for the next one."""
         with self._condition:
-            self.waiting.append(self.waiting.pop(0))
+            self._at += 1
+            self._begin_round()
             self._condition.notify_all()
         self.wait(place)
+
+    def _begin_round(self) -> None:
+        if self._at < len(self.order):
+            return
+        if self._round % self.num_cases == 0:
+            self.order.reverse()
+        self._at, self._round = 0, self._round + 1
 
     def leave(self, failure: BaseException | None = None) -> None:
         """End of the thread whose turn it is."""
         with self._condition:
             self.failure = self.failure or failure
-            self.waiting.pop(0)
+            self.order.pop(self._at)  # the turn is now the following one's
+            self._begin_round()
             self._condition.notify_all()
 
 
-def take_turns(trainers: Mapping[str, Any]) -> dict[str, list[Step]]:
+def take_turns(trainers: Mapping[str, Any], num_cases: int = 1) -> dict[str, list[Step]]:
     """Train all of them to the end, one optimiser step each in rotation, and return their steps.
+
+    Args:
+        trainers: by name.
+        num_cases: kinds of steps that follow each other in one round of the data.
 
     Raises:
         RuntimeError: one of them failed.
     """
-    rotation = _Rotation(len(trainers))
+    rotation = _Rotation(len(trainers), num_cases)
     callbacks = {}
 
     def work(place: int, trainer: Any) -> None:

@@ -52,7 +52,7 @@ def learn(workload: Workload, rounds: int) -> dict[str, dict]:
             )
             for kind, settings in KL.items()
         }
-        steps = paired.take_turns(trainers)
+        steps = paired.take_turns(trainers, len(case_list))
     ours, theirs = (paired.by_case(steps[kind], len(case_list)) for kind in KL)
     return {case.name: paired.ratio(a, b, "learn") for case, a, b in zip(case_list, ours, theirs, strict=True)}
 
@@ -67,7 +67,7 @@ def whole_step(rounds: int, num_prompts: int = 32) -> dict[str, dict]:
             kind: paired.tiny_trainer(kind, rows, f"{folder}/{kind}", **shape, **settings)
             for kind, settings in KL.items()
         }
-        steps = paired.take_turns(trainers)
+        steps = paired.take_turns(trainers, len(case_list))
     ours, theirs = (paired.by_case(steps[kind], len(case_list)) for kind in KL)
     return {
         case.name: paired.ratio(a, b, "step")

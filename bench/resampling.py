@@ -3,11 +3,12 @@
 Measured: both train the tiny base in turn on one thread (learning rate 0, so that both sample from one policy). The
 thresholded batch holds more groups, so many that on average as many are valid as in the other's batch.
 
-Simulated for 8 to 512 workers: groups (completion lengths and validity together) are drawn with replacement from those
-the measured runs sampled. A decoding iteration takes the same time whatever the batch, so a draw lasts as long as its
-longest completion on any worker, and all wait for it. The rival is simulated in three forms: draws of a batch, draws
-large enough that one mostly suffices, and every worker resampling its own share. The simulation leaves out prefill, the update and differences between
-machines. Ends in one JSON line; `ratio` is tokens per valid group, threshold over every group valid (lower is better).
+Simulated for 8 to 512 workers: groups (completion lengths and validity together) are drawn with replacement from
+those the measured runs sampled. A decoding iteration takes the same time whatever the batch, so a draw lasts as long
+as its longest completion on any worker, and all wait for it. The rival is simulated in three forms: draws of a batch,
+draws large enough that one mostly suffices, and every worker resampling its own share. The simulation leaves out
+prefill, the update and differences between machines. Ends in one JSON line; `ratio` is tokens per valid group,
+threshold over every group valid (lower is better).
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ def simulated_ratios(frame: pd.DataFrame, key: str, way: str, column: str) -> pd
 def draw(ratios: dict[str, list[float]], by_workers: pd.DataFrame, by_share: pd.DataFrame, facts: str) -> plt.Figure:
     """Measured ratios left, simulated step time by workers, simulated ratios by the share of valid groups."""
     sns.set_theme(style="whitegrid", context="notebook")
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(19, 5), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 6), layout="constrained")
     for place, (value, low, high) in enumerate(ratios.values()):
         left.bar(place, value, color=COLORS[THRESHOLD], width=0.6)
         left.errorbar(place, value, [[value - low], [high - value]], color="0.2", capsize=4)
@@ -271,7 +272,7 @@ def draw(ratios: dict[str, list[float]], by_workers: pd.DataFrame, by_share: pd.
         xticks=WORKERS,
         xticklabels=WORKERS,
     )
-    middle.legend(title=None, fontsize=9)
+    middle.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False, fontsize=9)
     for column, style in (("tokens", "--"), ("time", "-")):
         for way in (ALL_VALID, LARGER, OWN):
             points = simulated_ratios(by_share, "share", way, column)
@@ -284,8 +285,9 @@ def draw(ratios: dict[str, list[float]], by_workers: pd.DataFrame, by_share: pd.
         ylabel=f"{THRESHOLD} / the other way",
         ylim=(0, None),
     )
-    right.legend(title=None, fontsize=8, handlelength=3.5, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    figure.suptitle(facts, fontsize=11, color="0.35")
+    right.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False, fontsize=8, handlelength=3.5
+    )    figure.suptitle(facts, fontsize=11, color="0.35")
     return figure
 
 

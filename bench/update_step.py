@@ -37,7 +37,7 @@ def update(workload: Workload, rounds: int, only: str | None = None) -> dict[str
     rows = paired.prompt_rows(workload, case_list, rounds + 1)
     with tempfile.TemporaryDirectory() as folder:
         trainers = {kind: paired.scripted_trainer(kind, workload, rows, f"{folder}/{kind}") for kind in ("gpg", "grpo")}
-        steps = paired.take_turns(trainers)
+        steps = paired.take_turns(trainers, len(case_list))
     ours, theirs = (paired.by_case(steps[kind], len(case_list)) for kind in ("gpg", "grpo"))
     return {
         case.name: paired.ratio(a, b, "update") | {"same_gradient": paired.gradient_gap(a, b)}

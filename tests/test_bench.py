@@ -106,12 +106,12 @@ def turns(tmp_path_factory):
             return batch
 
         trainers[kind]._generate_and_score_completions = noted
-    return paired.take_turns(trainers), order, batches, trainers
+    return paired.take_turns(trainers, num_cases=2), order, batches, trainers
 
 
-def test_trainers_step_in_rotation(turns):
+def test_trainers_step_in_rotation_and_going_first_changes(turns):
     steps, order, _, _ = turns
-    assert order == ["gpg", "grpo"] * 4
+    assert order == ["grpo", "gpg"] * 2 + ["gpg", "grpo"] * 2  # two cases to a round of the data
     assert {kind: len(run) for kind, run in steps.items()} == {"gpg": 4, "grpo": 4}
 
 
