@@ -287,7 +287,8 @@ def draw(ratios: dict[str, list[float]], by_workers: pd.DataFrame, by_share: pd.
     )
     right.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False, fontsize=8, handlelength=3.5
-    )    figure.suptitle(facts, fontsize=11, color="0.35")
+    )
+    figure.suptitle(facts, fontsize=11, color="0.35")
     return figure
 
 
