@@ -285,9 +285,7 @@ def draw(ratios: dict[str, list[float]], by_workers: pd.DataFrame, by_share: pd.
         ylabel=f"{THRESHOLD} / the other way",
         ylim=(0, None),
     )
-    right.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False, fontsize=8, handlelength=3.5
-    )
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False, fontsize=8, handlelength=3.5)
     figure.suptitle(facts, fontsize=11, color="0.35")
     return figure
 
