@@ -28,7 +28,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_harness.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 adds images, groups, marks between 0 and 1 and reasons per rule; records of version 1 are read as they are."""
+_READABLE = (1, 2)
 _TRACKED_PACKAGES = (
     "torch",
     "transformers",
@@ -56,6 +58,12 @@ class Item(_Record):
     prompt: str
     """The user's turn, exactly as given to the chat template."""
     gold: str
+    images: tuple[str, ...] = ()
+    """Names of its images, relative to the benchmark's image folder; they stand before the text."""
+    group: str | None = None
+    """Part of the benchmark with a score of its own (CV-Bench's task, ReasonSeg's split)."""
+    context: dict[str, Any] = {}
+    """What the grader needs beside the gold (options, polygons, image size)."""
 
 
 class Sample(_Record):
@@ -79,6 +87,27 @@ class Sample(_Record):
     """Why the mark is what it is: match, mismatch, no_answer, timeout, grader_memory, or the engine's error."""
     gold_fallback: bool
     """The published extraction could not read the gold, so its raw text was compared."""
+    score: float | None = None
+    """Mark of the published rule in [0, 1] where it is no yes or no (IoU); None: ``correct`` is the mark."""
+    score_strict: float | None = None
+    extracted_strict: str | None = None
+    """What the strict rule read, where it reads something else."""
+    reason_strict: str | None = None
+    """Why the strict mark is what it is, where the reason differs."""
+    flags: tuple[str, ...] = ()
+    """Peculiarities worth counting (``empty_answer``, ``several_boxes``)."""
+    extra: dict[str, float] = {}
+    """Further marks in [0, 1] by name, reported beside the score."""
+
+    @property
+    def mark(self) -> float:
+        """The published rule's mark in [0, 1]; a failed sample has 0."""
+        return float(bool(self.correct)) if self.score is None else self.score
+
+    @property
+    def mark_strict(self) -> float:
+        """The strict rule's mark in [0, 1]; a failed sample has 0."""
+        return float(bool(self.correct_strict)) if self.score_strict is None else self.score_strict
 
 
 class Decoding(_Record):
@@ -92,6 +121,18 @@ class Decoding(_Record):
     samples: int
     seed: int
     system_prompt: str | None
+
+
+class GroupResult(_Record):
+    """Scores of one group of a benchmark; the fields are those of :class:`BenchmarkResult`."""
+
+    num_items: int
+    asked: int
+    scored: int
+    failed: int
+    score: dict[str, float] | None
+    score_strict: dict[str, float] | None
+    extra: dict[str, dict[str, float]] = {}
 
 
 class BenchmarkResult(_Record):
@@ -114,6 +155,11 @@ class BenchmarkResult(_Record):
     num_no_answer: int
     num_timeout: int
     mean_completion_tokens: float | None
+    groups: dict[str, GroupResult] = {}
+    flags: dict[str, int] = {}
+    """Samples that carry each flag."""
+    extra: dict[str, dict[str, float]] = {}
+    """Estimate of every further mark, e.g. the tag-based reading of GEOQA or mask IoU."""
 
 
 class RunRecord(_Record):
@@ -266,10 +312,10 @@ def read_run(folder: Path) -> RunRecord | TrainingRecord:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it or run again into another folder.") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in _READABLE:
         raise UserError(
-            f"{path} has schema version {version!r}, this code reads {SCHEMA_VERSION}. Use the version of "
-            "the project that wrote it."
+            f"{path} has schema version {version!r}, this code reads {' and '.join(map(str, _READABLE))}. Use the "
+            "version of the project that wrote it."
         )
     kind = {"evaluation": RunRecord, "training": TrainingRecord}.get(raw.get("kind"))
     if kind is None:

@@ -1,15 +1,26 @@
-"""Where items come from: a data set of the hub at a revision, a local JSONL copy of it, or a generator."""
+"""Where items come from: a data set of the hub at a revision, a local JSONL copy of it, or a generator.
+
+Rows never hold pixels. Images are read one by one when they are needed, by the reader a source hands out, so that a
+benchmark of any size takes little memory.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from eval_harness.errors import UserError
+from eval_harness.images import ImageError, encode
+
+ImageReader = Callable[[int, str], bytes]
+"""(0-based index of the item, name of the image) -> the encoded image. Raises ImageError for that image alone."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,10 @@ class Hub:
     """Name of the JSONL copy under ``--data-root``."""
     columns: tuple[str, ...]
     """The columns that are read; no others are needed."""
+    image_column: str | None = None
+    """The hub's column of images. In a local copy it holds file names under the image root."""
+    images: str = ""
+    """Folder under the image root that a local copy's file names are relative to."""
 
     def describe(self) -> str:
         """``repo@revision[split]`` for lists and records."""
@@ -37,20 +52,86 @@ class Hub:
         if data_root is not None:
             path = Path(data_root) / self.local_file
             return read_jsonl(path, self.columns), path.name
-        return self._from_hub(), self.describe()
+        data = self._from_hub()
+        names = [name for name in self.columns if name != self.image_column]
+        return [dict(row) for row in data.select_columns(names)], self.describe()
 
-    def _from_hub(self) -> list[dict[str, Any]]:
+    def image_reader(self, data_root: Path | None, image_root: Path | None) -> ImageReader:
+        """Reads single images, of the hub's copy or of the image folder."""
+        if data_root is not None:
+            return folder_reader(Path(image_root or data_root) / self.images)
         import datasets
 
+        data = self._from_hub().select_columns([self.image_column])
+        data = data.cast_column(self.image_column, datasets.Image(decode=False))
+
+        def read(index: int, name: str) -> bytes:
+            cell = data[index][self.image_column] or {}
+            if not cell.get("bytes") and not cell.get("path"):
+                raise ImageError(f"{name}: the data set holds no image here")
+            return cell.get("bytes") or Path(cell["path"]).read_bytes()
+
+        return read
+
+    def _load(self) -> Any:
+        import datasets
+
+        return datasets.load_dataset(self.repo, split=self.split, revision=self.revision)
+
+    def _from_hub(self) -> Any:
         try:
-            data = datasets.load_dataset(self.repo, split=self.split, revision=self.revision)
+            return self._load()
         except Exception as error:  # the hub's client raises a dozen unrelated types for "not to be had"
             raise UserError(
                 f"the data set {self.describe()} is neither cached nor reachable ({type(error).__name__}: "
                 f"{str(error).splitlines()[0][:200]}). Either connect to the hub, or give --data-root DIR with a "
                 f"{self.local_file} of columns {', '.join(self.columns)} (under make: EVAL_DATA_ROOT=DIR)."
             ) from error
-        return [dict(row) for row in data.select_columns(list(self.columns))]
+
+
+@dataclass(frozen=True)
+class Local:
+    """Items of a list file under the data root, images under the image root; the hub has no copy of the list."""
+
+    name: str
+    local_file: str
+    columns: tuple[str, ...]
+    images: str
+    """Folder under the image root that the file names are relative to."""
+    obtain: str
+    """How to get the list and the images, for the message to whoever lacks them."""
+
+    def describe(self) -> str:
+        """Name for lists and records."""
+        return f"local ({self.local_file})"
+
+    def rows(self, data_root: Path | None) -> tuple[list[dict[str, Any]], str]:
+        """Rows and a name for where they came from.
+
+        Raises:
+            UserError: no data root, or the list is missing or malformed.
+        """
+        if data_root is None or not (Path(data_root) / self.local_file).exists():
+            raise UserError(
+                f"{self.name} needs --data-root DIR (under make: EVAL_DATA_ROOT=DIR) with {self.local_file}: one JSON "
+                f"object a line with {', '.join(self.columns)}. {self.obtain}"
+            )
+        path = Path(data_root) / self.local_file
+        return read_jsonl(path, self.columns), path.name
+
+    def image_reader(self, data_root: Path | None, image_root: Path | None) -> ImageReader:
+        """Reads single files of the image folder.
+
+        Raises:
+            UserError: there is no such folder.
+        """
+        folder = Path(image_root or data_root) / self.images
+        if not folder.is_dir():
+            raise UserError(
+                f"{self.name}: the images are missing: no folder {self.images or '.'} under the image root. Give "
+                f"--image-root DIR (under make: EVAL_IMAGE_ROOT=DIR). {self.obtain}"
+            )
+        return folder_reader(folder)
 
 
 @dataclass(frozen=True)
@@ -59,6 +140,8 @@ class Generated:
 
     name: str
     make: Callable[[], Sequence[dict[str, Any]]]
+    draw: Callable[[Mapping[str, Any]], Image.Image] | None = None
+    """Draws the image of a row."""
 
     def describe(self) -> str:
         """Name for lists and records."""
@@ -67,6 +150,32 @@ class Generated:
     def rows(self, data_root: Path | None) -> tuple[list[dict[str, Any]], str]:
         """Rows and a name for where they came from; ``data_root`` does not apply."""
         return list(self.make()), self.describe()
+
+    def image_reader(self, data_root: Path | None, image_root: Path | None) -> ImageReader:
+        """Draws single images."""
+        rows = lru_cache(1)(self.make)
+        return lambda index, name: encode(self.draw(rows()[index]))
+
+
+def folder_reader(folder: Path) -> ImageReader:
+    """Reads image files of one folder; names that lead out of it are refused."""
+    folder = Path(folder)
+
+    def read(index: int, name: str) -> bytes:
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ImageError(f"{name}: leads out of the image folder")
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{name}: {error.strerror or error} (in the folder {folder.name})") from None
+
+    return read
+
+
+def default_image_root() -> Path | None:
+    """``EVAL_IMAGE_ROOT``, the folder of image folders used when none is given; None: the data root."""
+    return Path(os.environ["EVAL_IMAGE_ROOT"]) if os.environ.get("EVAL_IMAGE_ROOT") else None
 
 
 def default_data_root() -> Path | None:

@@ -1,4 +1,7 @@
-"""Registry: every module of this package that defines ``BENCHMARK``, found by file, loaded on first use."""
+"""Registry: every module of this package that defines ``BENCHMARK``, found by file, loaded on first use.
+
+A module may define ``VARIANTS`` beside it: the same items asked in another way, under names of their own.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ def all_benchmarks() -> dict[str, Benchmark]:
     """Name -> benchmark, sorted by name."""
     found = {}
     for module in pkgutil.iter_modules(__path__):
-        benchmark = getattr(importlib.import_module(f"{__name__}.{module.name}"), "BENCHMARK", None)
-        if benchmark is not None:
-            found[benchmark.name] = benchmark
+        loaded = importlib.import_module(f"{__name__}.{module.name}")
+        for benchmark in (getattr(loaded, "BENCHMARK", None), *getattr(loaded, "VARIANTS", ())):
+            if benchmark is not None:
+                found[benchmark.name] = benchmark
     return dict(sorted(found.items()))
 
 

@@ -6,16 +6,17 @@ gold field, grader, decoding) raises the file's ``version``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
 
 from eval_harness.errors import UserError
 from eval_harness.records import Item
-from eval_harness.sources import Generated, Hub
+from eval_harness.sources import Generated, Hub, Local
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Benchmark:
     """Column heading in tables."""
     version: int
     num_items: int
-    source: Hub | Generated
+    source: Hub | Local | Generated
     prompt: str
     """Template of the user's turn with one ``{problem}`` field."""
     prompt_origin: str
@@ -50,6 +51,20 @@ class Benchmark:
     """Name in :mod:`eval_harness.graders`."""
     decoding: DecodingDefaults
     notes: str = ""
+    form: Literal["chat", "concatenate"] = "chat"
+    """``concatenate``: image and text as they stand, no roles (a pretrained model's prompt)."""
+    image_field: str | None = None
+    """Column of the image or of its file name; None: a benchmark of text."""
+    group_field: str | None = None
+    """Column that sorts items into groups with scores of their own."""
+    groups: Mapping[str, int] = field(default_factory=dict)
+    """Expected items of each group, checked on loading."""
+    context_fields: tuple[str, ...] = ()
+    """Columns that the grader needs beside the gold."""
+    strict_strata: Mapping[str, float] = field(default_factory=dict)
+    """Weights of the strata in the strict total (CV-Bench's card); empty: every item weighs the same."""
+    stratum_field: str | None = None
+    """Column, among ``context_fields``, that says which stratum an item is in."""
 
     def load(self, data_root: Path | None = None) -> list[Item]:
         """All items in the order of the source.
@@ -67,13 +82,44 @@ class Benchmark:
                 f"{self.name}: {where} holds {len(rows)} items, expected {self.num_items}. The data set "
                 "itself is wrong (another split, a partial download?); fetch it again."
             )
-        return [self._item(index, row, where) for index, row in enumerate(rows)]
+        items = [self.item(index, row, where) for index, row in enumerate(rows)]
+        counts = Counter(item.group for item in items)
+        if self.groups and counts != Counter(self.groups):
+            raise UserError(
+                f"{self.name}: {where} holds {dict(sorted(counts.items()))} items by {self.group_field}, expected "
+                f"{dict(self.groups)}. The data set itself is wrong; fetch it again."
+            )
+        return items
 
-    def _item(self, index: int, row: Mapping[str, Any], where: str) -> Item:
-        for field in (self.question_field, self.gold_field):
-            if field not in row:
+    def image_reader(
+        self, data_root: Path | None = None, image_root: Path | None = None
+    ) -> Callable[[Item], list[bytes]]:
+        """A function that reads the encoded images of one item; it raises ImageError for a bad one.
+
+        Raises:
+            UserError: the images as a whole are not to be had.
+        """
+        if self.image_field is None:
+            return lambda item: []
+        read = self.source.image_reader(data_root, image_root)
+        return lambda item: [read(int(item.item_id), name) for name in item.images]
+
+    def item(self, index: int, row: Mapping[str, Any], where: str = "the rows") -> Item:
+        """One row as an item.
+
+        Args:
+            index: 0-based place in the source.
+            row: columns by name.
+            where: what to call the source in messages.
+
+        Raises:
+            UserError: a column is missing, or the gold is.
+        """
+        needed = (self.question_field, self.gold_field, self.group_field, *self.context_fields)
+        for name in needed:
+            if name is not None and name not in row:
                 raise UserError(
-                    f"{self.name}, item {index} of {where}: column {field!r} is missing; it has "
+                    f"{self.name}, item {index} of {where}: column {name!r} is missing; it has "
                     f"{', '.join(sorted(row))}."
                 )
         gold = "" if row[self.gold_field] is None else str(row[self.gold_field])
@@ -82,8 +128,19 @@ class Benchmark:
                 f"{self.name}, item {index} of {where}: the gold ({self.gold_field!r}) is empty. Scores "
                 "against a missing gold mean nothing; repair the data."
             )
-        prompt = self.prompt.replace("{problem}", str(row[self.question_field]))
-        return Item(item_id=str(index), prompt=prompt, gold=gold)
+        image = () if self.image_field is None else (self._image_name(index, row),)
+        return Item(
+            item_id=str(index),
+            prompt=self.prompt.replace("{problem}", str(row[self.question_field])),
+            gold=gold,
+            images=image,
+            group=None if self.group_field is None else str(row[self.group_field]),
+            context={name: row[name] for name in self.context_fields},
+        )
+
+    def _image_name(self, index: int, row: Mapping[str, Any]) -> str:
+        name = row.get(self.image_field)
+        return name if isinstance(name, str) else f"{index}"
 
 
 def prompts_hash(items: list[Item]) -> str:

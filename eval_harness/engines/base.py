@@ -9,6 +9,12 @@ from typing import Protocol
 from eval_harness.errors import UserError, unknown
 
 ENGINES = ("vllm", "transformers")
+CONCATENATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}{% endfor %}"
+)
+"""Chat template of a pretrained Qwen2-VL: contents one after the other, no roles, no generation prompt."""
 
 
 class EngineError(RuntimeError):
@@ -34,7 +40,12 @@ class Request:
 
     key: str
     messages: list[dict]
+    """Turns with text contents; the images belong to the last turn, before its text."""
     sampling: Sampling
+    images: list[str] = field(default_factory=list)
+    """Encoded images (JPEG, PNG, ...) in base64."""
+    form: str = "chat"
+    """``concatenate``: images and texts are joined as they stand, without roles (see :data:`CONCATENATE`)."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,9 @@ class EngineSettings:
     chat_template: str | None = None
     """None: the model's own; ``none``: plain text; otherwise the template's text."""
     tensor_parallel_size: int = 1
+    min_pixels: int | None = None
+    """Smallest and largest number of pixels of an image after scaling; None: the processor's own."""
+    max_pixels: int | None = None
     gpu_memory_utilization: float = 0.8
     seed: int = 1234
 

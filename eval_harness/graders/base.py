@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from eval_harness.errors import unknown
 
@@ -22,13 +23,30 @@ class Verdict:
     extracted: str | None
     reason: str
     gold_fallback: bool = False
+    score: float | None = None
+    """Mark of the published rule in [0, 1] where it is no yes or no (IoU)."""
+    score_strict: float | None = None
+    extracted_strict: str | None = None
+    """What the strict rule read, where it reads something else than the published one."""
+    reason_strict: str | None = None
+    """Why the strict mark is what it is, where the reason differs."""
+    flags: tuple[str, ...] = ()
+    """Peculiarities worth counting."""
+    extra: dict[str, float] = field(default_factory=dict)
+    """Further marks in [0, 1] by name."""
 
 
 class Grader(Protocol):
     """Pure: the same gold and prediction always give the same verdict."""
 
-    def grade(self, gold: str, prediction: str) -> Verdict:
-        """Mark one answer. Bad predictions are marked, never raised."""
+    def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
+        """Mark one answer. Bad predictions are marked, never raised.
+
+        Args:
+            gold: the right answer, in the form the benchmark has it.
+            prediction: what the model wrote.
+            context: what else the benchmark knows about the item (options, polygons, image size).
+        """
         ...
 
 

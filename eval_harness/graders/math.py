@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from lighteval.metrics.utils.extractive_match_utils import (
     ExprExtractionConfig,
@@ -53,7 +55,7 @@ class ExtractiveMatch:
     def _extract(text: str, patterns: list) -> list:
         return extract_target_from_pred(text, patterns, "first_match", "any_match", STEP_SECONDS)
 
-    def grade(self, gold: str, prediction: str) -> Verdict:
+    def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
         """Mark one answer under both rules."""
         golds = self._golds(gold)
         fallback = not golds
@@ -108,7 +110,7 @@ class BoxedAccuracy:
             )
         ]
 
-    def grade(self, gold: str, prediction: str) -> Verdict:
+    def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
         """Mark one answer; the strict rule is the same rule."""
         golds = self._parse(rf"$\boxed{{{gold}}}$" if self._bare_gold else gold, self._gold_config)
         if not golds:

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import multiprocessing
 import os
 import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import xxhash
 
@@ -39,12 +41,16 @@ _TIMEOUT = Verdict(False, False, None, "timeout")
 _KILLED = Verdict(False, False, None, "grader_memory")
 
 
+Answer = tuple[str, str] | tuple[str, str, Mapping[str, Any]]
+"""Gold and prediction, and what else the benchmark knows about the item, as JSON values."""
+
+
 @dataclass
 class _Batch:
     """One call of ``grade_async``: its answers and the verdicts so far."""
 
     grader: str
-    pairs: list[tuple[str, str]]
+    pairs: list[Answer]
     keys: list[bytes]
     verdicts: list[Verdict | None]
     future: Future = field(default_factory=Future)
@@ -97,8 +103,8 @@ class GradingPool:
                 self._thread.start()
         return self
 
-    def grade_async(self, grader: str, pairs: Sequence[tuple[str, str]]) -> Future[list[Verdict]]:
-        """Grade (gold, prediction) pairs; the future holds the verdicts in order.
+    def grade_async(self, grader: str, pairs: Sequence[Answer]) -> Future[list[Verdict]]:
+        """Grade (gold, prediction) or (gold, prediction, context) tuples; the future holds the verdicts in order.
 
         Raises:
             UserError: unknown grader (at once, not in the future).
@@ -107,7 +113,7 @@ class GradingPool:
             raise unknown("grader", grader, GRADERS)
         self.start()
         pairs = list(pairs)
-        keys = [_key(grader, gold, prediction) for gold, prediction in pairs]
+        keys = [_key(grader, *pair) for pair in pairs]
         with self._lock:
             batch = _Batch(grader, pairs, keys, [self._cache.get(key) for key in keys])
             todo = [i for i, verdict in enumerate(batch.verdicts) if verdict is None]
@@ -119,8 +125,8 @@ class GradingPool:
             batch.future.set_result(batch.verdicts)
         return batch.future
 
-    def grade(self, grader: str, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Grade (gold, prediction) pairs and wait."""
+    def grade(self, grader: str, pairs: Sequence[Answer]) -> list[Verdict]:
+        """As :meth:`grade_async`, waiting for the verdicts."""
         return self.grade_async(grader, pairs).result()
 
     def close(self) -> None:
@@ -294,18 +300,18 @@ def _serve(connection: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             grader, pairs = connection.recv()
-            for gold, prediction in pairs:
+            for pair in pairs:
                 try:
-                    verdict = get_grader(grader).grade(gold, prediction)
+                    verdict = get_grader(grader).grade(*pair)
                 except Exception as error:
                     connection.send(RuntimeError(f"grader {grader} failed: {type(error).__name__}: {error}"))
                     break
                 connection.send(verdict)
 
 
-def _key(grader: str, gold: str, prediction: str) -> bytes:
+def _key(grader: str, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> bytes:
     digest = xxhash.xxh3_128(grader.encode())
-    for part in (gold, prediction):
+    for part in (gold, prediction, json.dumps(context, sort_keys=True) if context else ""):
         data = part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)

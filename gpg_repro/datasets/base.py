@@ -21,20 +21,12 @@ class HubFile(Hub):
         """``repo/file@revision`` for lists and records."""
         return f"{self.repo}/{self.data_file}@{(self.revision or 'main')[:8]}"
 
-    def _from_hub(self) -> list[dict[str, Any]]:
+    def _load(self) -> Any:
         import datasets
 
-        try:
-            data = datasets.load_dataset(
-                self.repo, data_files={self.split: self.data_file}, split=self.split, revision=self.revision
-            )
-        except Exception as error:  # the hub's client raises a dozen unrelated types for "not to be had"
-            raise UserError(
-                f"the data set {self.describe()} is neither cached nor reachable ({type(error).__name__}: "
-                f"{str(error).splitlines()[0][:200]}). Either connect to the hub, or give --data-root DIR with a "
-                f"{self.local_file} of columns {', '.join(self.columns)}."
-            ) from error
-        return [dict(row) for row in data.select_columns(list(self.columns))]
+        return datasets.load_dataset(
+            self.repo, data_files={self.split: self.data_file}, split=self.split, revision=self.revision
+        )
 
 
 @dataclass(frozen=True)
