@@ -19,7 +19,8 @@ def check_model(model: str, revision: str | None = None) -> dict[str, Any]:
         revision: hub revision; does not apply to a folder.
 
     Returns:
-        ``{"name", "revision", "weights", "context"}``; ``name`` is the folder's name (never its path) or the hub id.
+        ``{"name", "revision", "weights", "context", "vision"}``; ``name`` is the folder's name (never its path) or the
+        hub id, ``vision`` whether the model takes images.
 
     Raises:
         UserError: missing, unreadable or half-written checkpoint; unknown, gated or unreachable repository.
@@ -41,7 +42,7 @@ def check_model(model: str, revision: str | None = None) -> dict[str, Any]:
         ) from error
     config = _read_config(config_path)
     # the cache's folder is named by the commit the revision resolved to
-    return {"name": model, "revision": config_path.parent.name, "weights": None, "context": _context(config)}
+    return {"name": model, "revision": config_path.parent.name, "weights": None, **_facts(config)}
 
 
 def _check_folder(path: Path) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def _check_folder(path: Path) -> dict[str, Any]:
         with open(file, "rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
-    return {"name": path.resolve().name, "revision": None, "weights": digest.hexdigest(), "context": _context(config)}
+    return {"name": path.resolve().name, "revision": None, "weights": digest.hexdigest(), **_facts(config)}
 
 
 def _read_config(path: Path) -> dict:
@@ -86,6 +87,6 @@ def _read_config(path: Path) -> dict:
     return config
 
 
-def _context(config: dict) -> int | None:
+def _facts(config: dict) -> dict[str, Any]:
     text = config.get("text_config") or config
-    return text.get("max_position_embeddings")
+    return {"context": text.get("max_position_embeddings"), "vision": "vision_config" in config}

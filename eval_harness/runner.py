@@ -6,12 +6,14 @@ asks the model only for what is not on disk.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import queue
 import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,17 @@ from eval_harness.engines import EngineProcess, EngineSettings, Request, Result,
 from eval_harness.errors import UserError
 from eval_harness.graders.base import Verdict
 from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
+from eval_harness.images import ImageError, decode
 from eval_harness.models import check_model
 from eval_harness.progress import progress_bar
-from eval_harness.records import BenchmarkResult, Decoding, Item, RunRecord, Sample
-from eval_harness.sources import default_data_root
-from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items
+from eval_harness.records import BenchmarkResult, Decoding, GroupResult, Item, RunRecord, Sample
+from eval_harness.sources import default_data_root, default_image_root
+from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items, mean_of_strata
 
 DEFAULT_OUT = Path("results") / "runs"
 _MIN_FREE_BYTES = 50 << 20
+_PROBED_IMAGES = 5
+"""If none of so many first images can be read, the image folder is the wrong one."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class _Task:
     benchmark: Benchmark
     items: list[Item]
     decoding: Decoding
+    read_images: Callable[[Item], list[bytes]]
     folder: Path
     done: set[str]
 
@@ -108,6 +114,9 @@ def evaluate(
     max_model_len: int | None = None,
     chat_template: str | None = None,
     tensor_parallel_size: int = 1,
+    image_root: Path | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     label: str | None = None,
     progress: bool = True,
 ) -> Path:
@@ -119,9 +128,11 @@ def evaluate(
         engine: ``auto``, ``vllm`` or ``transformers``.
         out: run folder; default ``results/runs/<model>-<fingerprint>``. A folder with the same run is resumed.
         data_root: folder with local copies of the data sets (default ``EVAL_DATA_ROOT``, else the hub).
-        limit: only the first so many items of each benchmark.
+        limit: only the first so many items of each benchmark, or of each of its groups.
         overrides: replaces documented decoding.
         chat_template: template text, ``none`` for plain text, None for the model's own.
+        image_root: folder with the image folders (default ``EVAL_IMAGE_ROOT``, else the data root).
+        min_pixels, max_pixels: bounds of an image's size after scaling, in pixels (default: the model's processor).
         label: name of the run in records (default: the model's name).
         progress: show progress bars.
 
@@ -138,10 +149,15 @@ def evaluate(
         raise UserError(f"--limit {limit}: expected an integer of at least 1.")
     if max_model_len is not None and max_model_len < 2:
         raise UserError(f"--max-model-len {max_model_len}: expected an integer of at least 2.")
+    for name, pixels in (("--min-pixels", min_pixels), ("--max-pixels", max_pixels)):
+        if pixels is not None and pixels < 1:
+            raise UserError(f"{name} {pixels}: expected a number of pixels, at least 1.")
+    if min_pixels and max_pixels and min_pixels > max_pixels:
+        raise UserError(f"--min-pixels {min_pixels} is more than --max-pixels {max_pixels}.")
     if not benchmarks:
         raise UserError("no benchmark given; see `python -m eval_harness list`.")
     chosen = [get_benchmark(name) for name in dict.fromkeys(benchmarks)]
-    data_root = data_root or default_data_root()
+    data_root, image_root = data_root or default_data_root(), image_root or default_image_root()
     engine = resolve_engine(engine)
     identity = check_model(model, revision)
     if max_model_len and identity["context"] and max_model_len > identity["context"]:
@@ -149,15 +165,23 @@ def evaluate(
             f"--max-model-len {max_model_len}: {identity['name']} has a context of {identity['context']} "
             "tokens. Give at most that."
         )
-    loaded = [(b, b.load(data_root)[:limit], decoding_of(b, overrides)) for b in chosen]
-    settings = EngineSettings(model, revision, dtype, max_model_len, chat_template, tensor_parallel_size)
+    blind = [b.name for b in chosen if b.image_field and not identity["vision"]]
+    if blind:
+        raise UserError(
+            f"{identity['name']} is a text model, but {', '.join(blind)} shows images. Choose a vision-language model."
+        )
+    loaded = [(b, first_items(b.load(data_root), limit), decoding_of(b, overrides)) for b in chosen]
+    readers = {b.name: _image_reader(b, items, data_root, image_root) for b, items, _ in loaded}
+    settings = EngineSettings(
+        model, revision, dtype, max_model_len, chat_template, tensor_parallel_size, min_pixels, max_pixels
+    )
     request = _request_of(identity, engine, settings, loaded, limit)
     fingerprint = xxhash.xxh3_64(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
     name = label or identity["name"].replace("/", "--")
     folder = Path(out) if out is not None else DEFAULT_OUT / f"eval-{name}-{fingerprint[:8]}"
     _check_space(folder)
     with _locked(folder):
-        return _run(folder, name, fingerprint, identity, engine, settings, loaded, limit, data_root, progress)
+        return _run(folder, name, fingerprint, identity, engine, settings, loaded, readers, limit, data_root, progress)
 
 
 def _request_of(identity: dict, engine: str, settings: EngineSettings, loaded: list, limit: int | None) -> dict:
@@ -165,7 +189,11 @@ def _request_of(identity: dict, engine: str, settings: EngineSettings, loaded: l
     return {
         "model": {k: identity[k] for k in ("name", "revision", "weights")},
         "engine": engine,
-        "settings": {k: v for k, v in asdict(settings).items() if k not in ("model", "gpu_memory_utilization")},
+        "settings": {
+            k: v
+            for k, v in asdict(settings).items()
+            if k not in ("model", "gpu_memory_utilization") and not (k.endswith("_pixels") and v is None)
+        },
         "limit": limit,
         "benchmarks": {
             b.name: [b.version, b.grader, prompts_hash(items), decoding.model_dump()] for b, items, decoding in loaded
@@ -173,7 +201,38 @@ def _request_of(identity: dict, engine: str, settings: EngineSettings, loaded: l
     }
 
 
-def _run(folder, name, fingerprint, identity, engine, settings, loaded, limit, data_root, progress) -> Path:
+def first_items(items: list[Item], limit: int | None) -> list[Item]:
+    """The first ``limit`` items of each group, in their order; None: all."""
+    if limit is None:
+        return items
+    taken: Counter = Counter()
+    kept = []
+    for item in items:
+        taken[item.group] += 1
+        if taken[item.group] <= limit:
+            kept.append(item)
+    return kept
+
+
+def _image_reader(benchmark: Benchmark, items: list[Item], data_root, image_root) -> Callable[[Item], list[bytes]]:
+    """The benchmark's reader, after a look at the first images: a bad one costs its item, a wrong folder the run."""
+    read, problems = benchmark.image_reader(data_root, image_root), []
+    for item in items[:_PROBED_IMAGES]:
+        try:
+            for data, name in zip(read(item), item.images, strict=True):
+                decode(data, name)
+            return read
+        except ImageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(
+            f"{benchmark.name}: none of the first {len(problems)} images can be read. Is the image folder the right "
+            f"one (--image-root)? The first: {problems[0]}."
+        )
+    return read
+
+
+def _run(folder, name, fingerprint, identity, engine, settings, loaded, readers, limit, data_root, progress) -> Path:
     created, timings = records.now(), {"engine_start_s": 0.0, "generate_and_grade_s": 0.0}
     if (folder / "run.json").exists():
         previous = records.read_run(folder)
@@ -186,7 +245,7 @@ def _run(folder, name, fingerprint, identity, engine, settings, loaded, limit, d
         created, timings = previous.created, dict(previous.timings)
     elif folder.exists() and any(p.name != ".lock" for p in folder.iterdir()):
         raise UserError(f"{folder} is not empty and not a run folder; give another --out.")
-    tasks = [_open_task(folder, *entry) for entry in loaded]
+    tasks = [_open_task(folder, *entry, readers[entry[0].name]) for entry in loaded]
     record = RunRecord(
         run_id=name,
         fingerprint=fingerprint,
@@ -225,9 +284,11 @@ def _run(folder, name, fingerprint, identity, engine, settings, loaded, limit, d
     return folder
 
 
-def _open_task(folder: Path, benchmark: Benchmark, items: list[Item], decoding: Decoding) -> _Task:
+def _open_task(
+    folder: Path, benchmark: Benchmark, items: list[Item], decoding: Decoding, read_images: Callable
+) -> _Task:
     """Read what an earlier try left; an item counts as done when all its K samples are on disk."""
-    task = _Task(benchmark, items, decoding, folder, set())
+    task = _Task(benchmark, items, decoding, read_images, folder, set())
     items_path = folder / "items" / f"{benchmark.name}.jsonl"
     if not items_path.exists():
         temporary = items_path.with_suffix(".tmp")
@@ -269,6 +330,11 @@ def _generate(record, folder, tasks, pending, engine, settings, progress) -> Run
             records.append_lines(task.samples_path, _samples_of(task, item, result, future.result()))
             bars[task.name].update(len(result.completions) or task.decoding.samples)
 
+    def unreadable(task: _Task, item: Item, error: ImageError) -> None:
+        records.append_lines(task.samples_path, _samples_of(task, item, Result("", error=str(error)), []))
+        tqdm.write(f"{task.name}, item {item.item_id}: {error}; it is recorded as failed and counts as wrong.")
+        bars[task.name].update(task.decoding.samples)
+
     if progress:
         tqdm.write(f"Starting {engine} with {record.model['name']} (log: {folder / 'engine.log'}) ...")
     with (
@@ -285,10 +351,10 @@ def _generate(record, folder, tasks, pending, engine, settings, progress) -> Run
         records.write_json(folder / "run.json", record)
         started = time.monotonic()
         try:
-            for result in process.generate(_requests(tasks, pending)):
+            for result in process.generate(_requests(tasks, pending, unreadable)):
                 name, item_id = json.loads(result.key)
                 task, item = by_name[name], items[name, item_id]
-                future = pool.grade_async(task.benchmark.grader, [(item.gold, c.text) for c in result.completions])
+                future = pool.grade_async(task.benchmark.grader, _answers(item, (c.text for c in result.completions)))
                 in_flight += 1
                 future.add_done_callback(
                     lambda f, task=task, item=item, result=result: graded.put((task, item, result, f))
@@ -302,7 +368,14 @@ def _generate(record, folder, tasks, pending, engine, settings, progress) -> Run
     return record.model_copy(update={"timings": record.timings | {"generate_and_grade_s": round(spent, 2)}})
 
 
-def _requests(tasks: list[_Task], pending: dict[str, list[Item]]):
+def _answers(item: Item, texts) -> list[tuple]:
+    """Completions of an item as the grading pool takes them."""
+    context = (item.context,) if item.context else ()
+    return [(item.gold, text, *context) for text in texts]
+
+
+def _requests(tasks: list[_Task], pending: dict[str, list[Item]], unreadable: Callable) -> Iterator[Request]:
+    """Requests in order, each image read when its turn comes; items whose image cannot be read go to ``unreadable``."""
     for task in tasks:
         d = task.decoding
         sampling = Sampling(d.temperature, d.top_p, d.top_k, d.max_new_tokens, d.samples, d.seed)
@@ -310,7 +383,12 @@ def _requests(tasks: list[_Task], pending: dict[str, list[Item]]):
         for item in pending[task.name]:
             messages = [*system, {"role": "user", "content": item.prompt}]
             seeded = replace(sampling, seed=_seed(d.seed, task.name, item.item_id))
-            yield Request(json.dumps([task.name, item.item_id]), messages, seeded)
+            try:
+                images = [base64.b64encode(data).decode("ascii") for data in task.read_images(item)]
+            except ImageError as error:
+                unreadable(task, item, error)
+                continue
+            yield Request(json.dumps([task.name, item.item_id]), messages, seeded, images, task.benchmark.form)
 
 
 def _seed(seed: int, benchmark: str, item_id: str) -> int:
@@ -359,33 +437,57 @@ def _samples(task: _Task) -> list[Sample]:
 
 def summarise(benchmark: Benchmark, items: list[Item], decoding: Decoding, samples: list[Sample]) -> BenchmarkResult:
     """Scores and denominators from samples. A failed sample counts as wrong and is shown as failed."""
-    published: dict[str, list[float]] = {item.item_id: [] for item in items}
-    strict: dict[str, list[float]] = {item.item_id: [] for item in items}
-    for sample in samples:
-        published[sample.item_id].append(float(bool(sample.correct)))
-        strict[sample.item_id].append(float(bool(sample.correct_strict)))
     asked = len(items) * decoding.samples
     scored = [s for s in samples if s.status == "scored"]
     if len(samples) != asked:
         raise UserError(f"{benchmark.name}: {len(samples)} samples on disk, {asked} asked; resume the run first.")
+    by_item: dict[str, list[Sample]] = {item.item_id: [] for item in items}
+    for sample in samples:
+        by_item[sample.item_id].append(sample)
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        if item.group is not None:
+            groups.setdefault(item.group, []).append(item)
     tokens = [s.num_completion_tokens for s in scored]
     return BenchmarkResult(
         version=benchmark.version,
         source=benchmark.source.describe(),
         prompts_hash=prompts_hash(items),
         decoding=decoding,
-        num_items=len(items),
-        asked=asked,
-        scored=len(scored),
-        failed=asked - len(scored),
-        score=mean_of_items(list(published.values())).as_dict() if scored else None,
-        score_strict=mean_of_items(list(strict.values())).as_dict() if scored else None,
+        **_scores(items, by_item, benchmark),
+        groups={name: GroupResult(**_scores(part, by_item)) for name, part in groups.items()},
+        flags=dict(sorted(Counter(flag for s in scored for flag in s.flags).items())),
         num_gold_fallback=len({s.item_id for s in scored if s.gold_fallback}),
         num_truncated=sum(s.finish_reason == "length" for s in scored),
         num_no_answer=sum(s.reason == "no_answer" for s in scored),
         num_timeout=sum(s.reason in ("timeout", "grader_memory") for s in scored),
         mean_completion_tokens=sum(tokens) / len(tokens) if tokens else None,
     )
+
+
+def _scores(items: list[Item], by_item: dict[str, list[Sample]], benchmark: Benchmark | None = None) -> dict[str, Any]:
+    """Counts and estimates over some items: the fields of GroupResult. ``benchmark`` given: its strata weigh."""
+    samples = [by_item[item.item_id] for item in items]
+    scored = [s for of_item in samples for s in of_item if s.status == "scored"]
+    asked = sum(map(len, samples))
+    strict = [[s.mark_strict for s in of_item] for of_item in samples]
+    if benchmark is not None and benchmark.strict_strata:
+        strata = [item.context.get(benchmark.stratum_field) for item in items]
+        total_strict = mean_of_strata(strict, strata, benchmark.strict_strata)
+    else:
+        total_strict = mean_of_items(strict)
+    return {
+        "num_items": len(items),
+        "asked": asked,
+        "scored": len(scored),
+        "failed": asked - len(scored),
+        "score": mean_of_items([[s.mark for s in of_item] for of_item in samples]).as_dict() if scored else None,
+        "score_strict": total_strict.as_dict() if scored else None,
+        "extra": {
+            name: mean_of_items([[s.extra.get(name, 0.0) for s in of_item] for of_item in samples]).as_dict()
+            for name in sorted({name for s in scored for name in s.extra})
+        },
+    }
 
 
 def verify(folder: Path) -> dict[str, dict[str, Any]]:
@@ -401,15 +503,16 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
     report = {}
     with GradingPool() as pool:
         for name, result in run.benchmarks.items():
-            golds = {i.item_id: i.gold for i in records.read_lines(Path(folder) / "items" / f"{name}.jsonl", Item)}
+            items = {i.item_id: i for i in records.read_lines(Path(folder) / "items" / f"{name}.jsonl", Item)}
             samples = records.read_lines(Path(folder) / "samples" / f"{name}.jsonl", Sample)
             scored = [s for s in samples if s.status == "scored"]
-            verdicts = pool.grade(get_benchmark(name).grader, [(golds[s.item_id], s.completion) for s in scored])
+            answers = [answer for s in scored for answer in _answers(items[s.item_id], [s.completion])]
+            verdicts = pool.grade(get_benchmark(name).grader, answers)
             pairs = list(zip(scored, verdicts, strict=True))
-            changed = sum((s.correct, s.correct_strict) != (v.correct, v.correct_strict) for s, v in pairs)
-            marks: dict[str, list[float]] = {item_id: [] for item_id in golds}
+            changed = sum(_marks(s) != _marks(v) for s, v in pairs)
+            marks: dict[str, list[float]] = {item_id: [] for item_id in items}
             for s, v in pairs:
-                marks[s.item_id].append(float(v.correct))
+                marks[s.item_id].append(float(v.correct) if v.score is None else v.score)
             for s in samples:
                 if s.status == "failed":
                     marks[s.item_id].append(0.0)
@@ -422,6 +525,10 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
                 "reproduced": changed == 0 and stored is not None and abs(stored - regraded) < 1e-12,
             }
     return report
+
+
+def _marks(graded: Sample | Verdict) -> tuple:
+    return graded.correct, graded.correct_strict, graded.score, graded.score_strict
 
 
 def _bars(tasks: list[_Task], pending: dict[str, list[Item]], progress: bool) -> dict[str, tqdm]:

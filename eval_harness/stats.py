@@ -7,7 +7,7 @@ Marks are 0/1; a sample that failed (the engine gave nothing) counts as 0 and st
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -68,6 +68,36 @@ def mean_of_items(marks: Sequence[Sequence[float]]) -> Estimate:
     else:
         low, high = 0.0, 1.0
     return Estimate(mean, se, low, high, n, num_samples)
+
+
+def mean_of_strata(
+    marks: Sequence[Sequence[float]], strata: Sequence[str | None], weights: Mapping[str, float]
+) -> Estimate:
+    """Weighted mean of the strata's means (CV-Bench's card: ADE20K and COCO a quarter each, Omni3D a half).
+
+    Args:
+        marks: one sequence of marks in [0, 1] per item.
+        strata: the stratum of each item.
+        weights: weight of every stratum; those without items are left out and the rest weighs in proportion.
+
+    Returns:
+        The estimate, with se = sqrt(sum of (weight * se of the stratum)^2) and a normal 95 % interval.
+
+    Raises:
+        ValueError: an item of a stratum without a weight, or no items.
+    """
+    unknown = sorted({str(s) for s in strata} - set(weights))
+    if unknown:
+        raise ValueError(f"no weight for the strata {', '.join(unknown)}; known are {', '.join(weights)}")
+    parts = {s: [m for m, of in zip(marks, strata, strict=True) if of == s] for s in weights}
+    present = {s: mean_of_items(part) for s, part in parts.items() if part}
+    if not present:
+        raise ValueError("a mean needs at least one item")
+    total = sum(weights[s] for s in present)
+    mean = sum(weights[s] * e.mean for s, e in present.items()) / total
+    se = math.sqrt(sum((weights[s] * e.se) ** 2 for s, e in present.items())) / total
+    low, high = (max(0.0, mean - Z95 * se), min(1.0, mean + Z95 * se)) if math.isfinite(se) else (0.0, 1.0)
+    return Estimate(mean, se, low, high, len(marks), sum(map(len, marks)))
 
 
 def wilson(num_correct: int, num_items: int, z: float = Z95) -> tuple[float, float]:

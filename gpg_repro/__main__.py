@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. scale=smoke seed=1 max_steps=20")
     train.add_argument("--root", type=Path, help="where run folders live (default results/runs)")
     train.add_argument("--data-root", type=Path, help="local copies of the data sets instead of the hub")
+    train.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
     train.add_argument(
         "--log-to",
         metavar="tensorboard|trackio|wandb|none",
@@ -81,7 +82,7 @@ def _train(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     from gpg_repro.train import train  # after the recipe is known to be sound: this import takes seconds
 
-    run = train(recipe, root=args.root, data_root=args.data_root, log_to=args.log_to)
+    run = train(recipe, root=args.root, data_root=args.data_root, image_root=args.image_root, log_to=args.log_to)
     if os.environ.get("RANK", "0") == "0":
         print(f"run: {run}")
     return 0

@@ -26,7 +26,8 @@ from gpg_repro.rewards import get_reward
 
 Scale = Literal["smoke", "tiny", "paper"]
 SCALES: tuple[str, ...] = get_args(Scale)
-Method = Literal["gpg", "grpo", "dr_grpo", "dapo"]
+Method = Literal["gpg", "grpo", "dr_grpo", "dapo", "sft"]
+"""``sft`` is supervised fine-tuning on the demonstrations of the training set (TRL's SFTTrainer)."""
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -59,7 +60,8 @@ class Training(_Strict):
     """Optimisation and sampling. Batch sizes count completions."""
 
     max_steps: int = Field(ge=1)
-    num_generations: int = Field(ge=2)
+    num_generations: int = Field(ge=1)
+    """G; 1 for sft."""
     per_device_train_batch_size: int = Field(ge=1)
     gradient_accumulation_steps: int = Field(ge=1)
     num_processes: int = Field(ge=1)
@@ -114,11 +116,18 @@ class Setup(_Strict):
     dataset: str
     num_prompts: int | None = Field(default=None, ge=1)
     system_prompt: str | None = None
-    rewards: dict[str, float] = Field(min_length=1)
+    prompt_form: Literal["chat", "concatenate"] = "chat"
+    """``concatenate``: image and text as they stand, without roles, as a pretrained model takes them."""
+    min_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Bounds of an image's size after scaling; null: the base's own."""
+    rewards: dict[str, float]
+    """Empty for sft."""
     training: Training
 
 
 _LATER_KEYS = ("beta_th", "max_draws", "fixed_alpha", "alpha_from", "epsilon", "epsilon_high")
+_LATER_SETUP_KEYS = ("prompt_form", "min_pixels", "max_pixels")
 """Keys that came after the first records: at their defaults they stay out of the fingerprint."""
 
 
@@ -160,6 +169,10 @@ def _moving(recipe: dict[str, Any]) -> dict[str, Any]:
     for key in _LATER_KEYS:
         if key in objective and objective[key] == Objective.model_fields[key].default:
             del objective[key]
+    setup = recipe["setup"]
+    for key in _LATER_SETUP_KEYS:
+        if key in setup and setup[key] == Setup.model_fields[key].default:
+            del setup[key]
     return recipe
 
 
@@ -216,6 +229,8 @@ def _one_alpha(age: bool, fixed_alpha: float | None, alpha_from: str | None) -> 
 
 @_rule("method", "objective.normalization")
 def _normalizer(method: str, normalization: str) -> str | None:
+    if method == "sft":
+        return None
     if normalization == "constant" and method != "dr_grpo":
         return f"normalization constant is Dr. GRPO's; method {method} cannot have it."
     if normalization == "group" and method != "gpg":
@@ -234,7 +249,7 @@ def _normalizer(method: str, normalization: str) -> str | None:
 def _rivals(
     method: str, age: bool, beta_th: float, alpha: float | None, alpha_from: str | None, temperature: str
 ) -> str | None:
-    if method == "gpg":
+    if method in ("gpg", "sft"):
         return None
     switches = {"age": age, "beta_th": beta_th, "fixed_alpha": alpha, "alpha_from": alpha_from}
     given = [name for name, value in switches.items() if value]
@@ -252,8 +267,32 @@ def _clip_range(method: str, epsilon: float, epsilon_high: float | None) -> str 
 
 @_rule("method", "objective.f_norm")
 def _rivals_f_norm(method: str, f_norm: str) -> str | None:
+    if method == "sft":
+        return None
     own = {"dr_grpo": "none", "dapo": "group"}.get(method, f_norm)
     return None if f_norm == own else f"method {method} means f_norm {own}, got {f_norm}."
+
+
+@_rule("method", "objective.f_norm", "objective.age", "objective.beta_th", "objective.fixed_alpha", "objective.beta_kl")
+def _supervised(method: str, f_norm: str, age: bool, beta_th: float, alpha: float | None, beta_kl: float) -> str | None:
+    if method != "sft" or (f_norm, age, beta_th, alpha, beta_kl) == ("none", False, 0.0, None, 0.0):
+        return None
+    return "method sft has no advantages: its objective must be f_norm none, age false, beta_th 0, beta_kl 0."
+
+
+@_rule("method", "setup.rewards", "training.num_generations")
+def _rewards_or_demonstrations(method: str, rewards: Mapping[str, float], generations: int) -> str | None:
+    if method == "sft":
+        good = not rewards and generations == 1
+        return None if good else "method sft samples nothing: rewards must be {} and num_generations 1."
+    if not rewards:
+        return "rewards is empty: name at least one reward and its weight."
+    return None if generations > 1 else "num_generations 1: a group needs at least 2 completions to compare."
+
+
+@_rule("setup.min_pixels", "setup.max_pixels")
+def _pixels(low: int | None, high: int | None) -> str | None:
+    return f"min_pixels {low} is more than max_pixels {high}." if low and high and low > high else None
 
 
 @_rule("objective.alpha_from", "scale")
@@ -387,6 +426,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
                 "is allowed."
             )
         raw = _merge(parent, raw)
+        if isinstance(raw.get("scales"), Mapping):  # a scale set to null is one the file that extends does without
+            raw["scales"] = {key: value for key, value in raw["scales"].items() if value is not None}
     if not isinstance(raw.get("scales"), Mapping):
         raise UserError(f"recipe file {path}: expected a mapping with the keys {', '.join(_FILE_KEYS)}.")
     known = (*_FILE_KEYS, "extends")

@@ -15,22 +15,27 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from PIL import Image
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from eval_harness import records
+from eval_harness.engines.base import CONCATENATE, with_images
 from eval_harness.errors import UserError, unknown
+from eval_harness.images import ImageError
 from eval_harness.models import check_model
 from eval_harness.progress import progress_bar
 from eval_harness.records import TrainingRecord
@@ -41,10 +46,14 @@ from gpg_repro.recipe import Recipe, load_recipe
 from gpg_repro.rewards import get_reward, unreadable_golds
 
 BASES_ON_THE_SPOT = ("tiny", "smoke")
+_VISION_BASE = re.compile(r"(tiny|smoke)_vl_\w+")
+"""Vision-language bases trained on the spot (gpg_repro.tiny.vision_warmup)."""
 LOGGERS = ("tensorboard", "trackio", "wandb", "none")
 PROJECT = "gpg-paper-companion"
 """Under which trackio and wandb file the runs."""
 _COMPLETE = "complete"
+_IMAGES_AT_HAND = 256
+"""Decoded training images kept in memory."""
 _TRL_LOSS = {"sequence": "grpo", "local": "bnpo", "batch": "dapo", "constant": "dr_grpo"}
 """TRL's names of the normalisers; Eq. 5's group token mean has no counterpart there."""
 
@@ -81,14 +90,23 @@ def _is_main_process() -> bool:
 
 
 def _base_exists(recipe: Recipe) -> None:
-    if recipe.setup.base not in BASES_ON_THE_SPOT:
+    if not on_the_spot(recipe.setup.base):
         check_model(recipe.setup.base, recipe.setup.base_revision)
+
+
+def on_the_spot(base: str) -> bool:
+    """Whether a recipe's base is trained here rather than loaded."""
+    return base in BASES_ON_THE_SPOT or _VISION_BASE.fullmatch(base) is not None
 
 
 def base_model(recipe: Recipe, progress: bool = True) -> str:
     """Path or hub id of the recipe's base; a tiny base is trained on the spot unless it is in the cache."""
-    if recipe.setup.base not in BASES_ON_THE_SPOT:
+    if not on_the_spot(recipe.setup.base):
         return recipe.setup.base
+    if _VISION_BASE.fullmatch(recipe.setup.base):
+        from gpg_repro.tiny.vision_warmup import build_vision_base
+
+        return str(build_vision_base(recipe.setup.base, cache(), progress=progress))
     from gpg_repro.tiny.warmup import build_base
 
     return str(build_base(cache(), scale=recipe.setup.base, progress=progress))
@@ -99,6 +117,7 @@ def train(
     *,
     root: Path | None = None,
     data_root: Path | None = None,
+    image_root: Path | None = None,
     progress: bool = True,
     log_to: str | None = None,
 ) -> Path:
@@ -110,6 +129,7 @@ def train(
         recipe: resolved recipe.
         root: where run folders live.
         data_root: folder with local copies of hub data sets.
+        image_root: folder with the image folders of local copies (default: the data root).
         progress: show a progress bar.
         log_to: ``tensorboard``, ``trackio``, ``wandb`` or ``none``, beside steps.jsonl; None is TensorBoard where it is
             installed. Nothing leaves the machine: wandb stays offline unless ``WANDB_MODE`` says otherwise.
@@ -125,7 +145,7 @@ def train(
     origin: dict[str, Any] = {}
     if recipe.objective.alpha_from is not None:
         source = load_recipe(recipe.objective.alpha_from, scale=recipe.scale, seed=recipe.seed)
-        run = train(source, root=root, data_root=data_root, progress=progress, log_to=log_to)
+        run = train(source, root=root, data_root=data_root, image_root=image_root, progress=progress, log_to=log_to)
         recipe = with_mean_alpha(recipe, run)
         origin = {"alpha_from_run": run.name}
     base = base_model(recipe, progress)
@@ -138,7 +158,18 @@ def train(
     if _finished(folder, fingerprint):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(recipe, folder, base, identity, fingerprint, data_root, progress and _is_main_process(), log_to, origin)
+    run = _Run(
+        recipe,
+        folder,
+        base,
+        identity,
+        fingerprint,
+        data_root,
+        image_root,
+        progress and _is_main_process(),
+        log_to,
+        origin,
+    )
     with _threads(recipe), _wandb_settings(run):
         if not _is_main_process():  # the main process holds the lock
             return _train(run)
@@ -214,6 +245,7 @@ class _Run:
     identity: dict[str, Any]
     fingerprint: str
     data_root: Path | None
+    image_root: Path | None
     progress: bool
     log_to: str
     origin: dict[str, Any]
@@ -222,7 +254,7 @@ class _Run:
 def _train(run: _Run) -> Path:
     started = time.monotonic()
     folder, recipe = run.folder, run.recipe
-    dataset, counts = training_rows(recipe, run.base, run.data_root)
+    dataset, counts = training_rows(recipe, run.base, run.data_root, run.image_root)
     trainer = build_trainer(recipe, run.base, dataset, folder / "trainer", log_to=run.log_to, run_name=folder.name)
     main = trainer.accelerator.is_main_process
     checkpoint = _last_whole_checkpoint(folder / "trainer")
@@ -280,19 +312,23 @@ def _train(run: _Run) -> Path:
     return folder
 
 
-def training_rows(recipe: Recipe, base: str, data_root: Path | None = None) -> tuple[Any, dict[str, int]]:
+def training_rows(
+    recipe: Recipe, base: str, data_root: Path | None = None, image_root: Path | None = None
+) -> tuple[Any, dict[str, int]]:
     """The recipe's rows as a ``datasets.Dataset``, and how many were taken out and why.
 
     Under ``fidelity: paper`` prompts whose gold one of the rewards cannot read are taken out (the released code pays
     every response to them 1.0, which makes false easy groups); the released fidelities keep and count them. Prompts
-    over ``max_prompt_length`` tokens and rows without any gold are taken out always.
-    """
-    import datasets
-    from transformers import AutoTokenizer
+    over ``max_prompt_length`` tokens and rows without any gold are taken out always. Images are read when a row is
+    asked for; an unreadable one is found here.
 
+    Raises:
+        UserError: nothing to train on, no demonstrations for sft, or images that cannot be read.
+    """
     setup = recipe.setup
     system_prompt = SYSTEM_PROMPTS[setup.system_prompt] if setup.system_prompt else None
-    rows = get_training_set(setup.dataset).rows(system_prompt, setup.num_prompts, recipe.seed, data_root)
+    data = get_training_set(setup.dataset)
+    rows = data.rows(system_prompt, setup.num_prompts, recipe.seed, data_root, image_root)
     counts = {"prompts_read": len(rows), "golds_missing": sum(not row["solution"] for row in rows)}
     rows = [row for row in rows if row["solution"]]
     unreadable = unreadable_golds((row["solution"] for row in rows), setup.rewards)
@@ -300,21 +336,94 @@ def training_rows(recipe: Recipe, base: str, data_root: Path | None = None) -> t
     if recipe.fidelity == "paper":
         rows = [row for row in rows if row["solution"] not in unreadable]
     if setup.training.max_prompt_length is not None:
-        tokenizer = AutoTokenizer.from_pretrained(base, revision=setup.base_revision)
-        lengths = [_num_tokens(tokenizer, row["prompt"]) for row in rows]
-        limit = setup.training.max_prompt_length
-        counts["prompts_too_long"] = sum(length > limit for length in lengths)
-        rows = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+        rows, counts["prompts_too_long"] = _short_enough(recipe, base, rows)
     counts["prompts_used"] = len(rows)
     if not rows:
         raise UserError(f"recipe {recipe.name}: no prompt is left to train on ({counts}).")
-    return datasets.Dataset.from_list(rows), counts
+    if recipe.method == "sft":
+        rows = [_demonstration(recipe, row) for row in rows]
+    return _as_dataset(recipe, rows), counts
+
+
+def _short_enough(recipe: Recipe, base: str, rows: list[dict]) -> tuple[list[dict], int]:
+    """Rows whose prompt, its image included, has at most ``max_prompt_length`` tokens; and how many had more."""
+    from transformers import AutoTokenizer
+
+    limit = recipe.setup.training.max_prompt_length
+    if "image" in rows[0]:
+        processor = processor_of(recipe, base)
+        lengths = [_num_tokens_seen(processor, row["prompt"], load_image(row["image"])) for row in rows]
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=recipe.setup.base_revision)
+        lengths = [_num_tokens(tokenizer, row["prompt"]) for row in rows]
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    return kept, len(rows) - len(kept)
 
 
 def _num_tokens(tokenizer: Any, prompt: str | list[dict[str, str]]) -> int:
     if isinstance(prompt, str):
         return len(tokenizer(prompt)["input_ids"])
     return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def _num_tokens_seen(processor: Any, prompt: list[dict[str, str]], image: Image.Image) -> int:
+    """Tokens of a prompt with one image, the image's patches included; its pixels are not computed."""
+    text = processor.apply_chat_template(
+        with_images(prompt, [{"type": "image"}]), add_generation_prompt=True, tokenize=False
+    )
+    sizes = processor._get_num_multimodal_tokens(image_sizes=[(image.height, image.width)])
+    return len(processor.tokenizer(text)["input_ids"]) - 1 + sizes["num_image_tokens"][0]
+
+
+def load_image(cell: Image.Image | Callable[[], Image.Image]) -> Image.Image:
+    """The image of a training row, read now if it was not yet.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return cell() if callable(cell) else cell
+    except ImageError as error:
+        raise UserError(f"training image {error}. The data set itself is wrong: fetch it again.") from None
+
+
+def _demonstration(recipe: Recipe, row: dict) -> dict:
+    if "demonstration" not in row:
+        raise UserError(
+            f"recipe {recipe.name}: training set {recipe.setup.dataset} holds no demonstrations; method sft needs them."
+        )
+    completion = [{"role": "assistant", "content": row["demonstration"]}]
+    return {"prompt": row["prompt"], "completion": completion, **({"image": row["image"]} if "image" in row else {})}
+
+
+def _as_dataset(recipe: Recipe, rows: list[dict]) -> Any:
+    """Text columns in memory; images are read when their row is asked for, the latest ones kept at hand."""
+    import datasets
+
+    if "image" not in rows[0]:
+        return datasets.Dataset.from_list(rows)
+    cells = [row["image"] for row in rows]
+    for cell in cells:
+        if callable(cell):
+            load_image(cell)  # found now, not in the middle of the training
+    read = lru_cache(_IMAGES_AT_HAND)(lambda index: load_image(cells[index]))
+    texts = [{key: value for key, value in row.items() if key != "image"} for row in rows]
+    data = datasets.Dataset.from_list([{**row, "image": index} for index, row in enumerate(texts)])
+    return data.with_transform(lambda batch: {**batch, "image": [read(index) for index in batch["image"]]})
+
+
+def processor_of(recipe: Recipe, base: str) -> Any:
+    """Tokenizer and image processor of a vision-language base, with the recipe's pixel bounds and prompt form."""
+    from transformers import AutoProcessor
+
+    setup = recipe.setup
+    bounds = {"min_pixels": setup.min_pixels, "max_pixels": setup.max_pixels}
+    processor = AutoProcessor.from_pretrained(
+        base, revision=setup.base_revision, padding_side="left", **{k: v for k, v in bounds.items() if v is not None}
+    )
+    if setup.prompt_form == "concatenate":
+        processor.chat_template = processor.tokenizer.chat_template = CONCATENATE
+    return processor
 
 
 def objective_arguments(recipe: Recipe) -> dict[str, Any]:
@@ -396,13 +505,29 @@ def build_trainer(
             "revision": recipe.setup.base_revision,
         },
     }
+    seeing = {"processing_class": processor_of(recipe, base)} if "image" in dataset.column_names else {}
+    if recipe.method == "sft":
+        return _supervised_trainer(base, dataset, common, seeing)
     config, trainer = (GPGConfig, GPGTrainer) if recipe.method == "gpg" else (GRPOConfig, GRPOBaselineTrainer)
     return trainer(
         model=base,
         reward_funcs=[get_reward(name) for name in recipe.setup.rewards],
         args=config(**objective_arguments(recipe), **common),
         train_dataset=dataset,
+        **seeing,
     )
+
+
+_SAMPLING = ("num_generations", "max_completion_length", "temperature", "top_k", "top_p", "reward_weights")
+
+
+def _supervised_trainer(base: str, dataset: Any, common: dict[str, Any], seeing: dict[str, Any]) -> Any:
+    """TRL's SFTTrainer on the demonstrations: cross-entropy of the completion tokens."""
+    from trl import SFTConfig, SFTTrainer
+
+    shared = {key: value for key, value in common.items() if key not in _SAMPLING}
+    arguments = SFTConfig(completion_only_loss=True, max_length=None, **shared)
+    return SFTTrainer(model=base, args=arguments, train_dataset=dataset, **seeing)
 
 
 @contextlib.contextmanager

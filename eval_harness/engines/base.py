@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+from PIL import Image
 
 from eval_harness.errors import UserError, unknown
+from eval_harness.images import decode
 
 ENGINES = ("vllm", "transformers")
 CONCATENATE = (
@@ -123,6 +127,42 @@ def resolve_engine(name: str) -> str:
             "install` was not run). Use --engine transformers."
         )
     return name
+
+
+def pixel_options(settings: EngineSettings) -> dict[str, int]:
+    """The bounds on image size that were asked for, as an image processor takes them."""
+    bounds = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
+    return {name: pixels for name, pixels in bounds.items() if pixels is not None}
+
+
+def pixel_budget(image_processor: Any) -> dict[str, Any]:
+    """What of an image processor decides how an image is scaled and cut, for the record."""
+    named = {
+        name: getattr(image_processor, name, None) for name in ("min_pixels", "max_pixels", "patch_size", "merge_size")
+    }
+    size = dict(getattr(image_processor, "size", None) or {})
+    # transformers 5 keeps the bounds of Qwen's processors in `size`, as the area of the shortest and longest edge
+    named["min_pixels"] = named["min_pixels"] or size.get("shortest_edge")
+    named["max_pixels"] = named["max_pixels"] or size.get("longest_edge")
+    return {
+        "class": type(image_processor).__name__,
+        **{name: value for name, value in named.items() if value is not None},
+    }
+
+
+def images_of(request: Request) -> list[Image.Image]:
+    """The request's images, decoded (once, however many samples are drawn).
+
+    Raises:
+        ImageError: one of them cannot be shown.
+    """
+    return [decode(base64.b64decode(data), f"image {i}") for i, data in enumerate(request.images, start=1)]
+
+
+def with_images(messages: list[dict], parts: list[dict]) -> list[dict]:
+    """The conversation with image parts put before the text of its last turn."""
+    *before, last = messages
+    return [*before, {**last, "content": [*parts, {"type": "text", "text": last["content"]}]}]
 
 
 def chat_template_of(tokenizer, chat_template: str | None) -> str | None:

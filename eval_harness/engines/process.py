@@ -23,6 +23,8 @@ START_TIMEOUT_SECONDS = 3600.0
 _ERROR_LINE = re.compile(r"\b\w*(Error|Exception): .+")
 _WINDOW = 2048
 """Requests in flight at most, so that memory stays bounded on large benchmarks."""
+_IMAGE_WINDOW = 128
+"""The same for requests with images: a picture of a megapixel takes 24 MB once it is cut into patches."""
 
 
 class EngineProcess:
@@ -110,14 +112,15 @@ class EngineProcess:
         Raises:
             EngineError: the process died; results yielded before are good.
         """
-        pending, source, exhausted = 0, iter(requests), False
+        pending, source, exhausted, window = 0, iter(requests), False, _WINDOW
         while True:
             batch = []
-            while not exhausted and pending + len(batch) < _WINDOW:
+            while not exhausted and pending + len(batch) < window:
                 request = next(source, None)
                 if request is None:
                     exhausted = True
                 else:
+                    window = _IMAGE_WINDOW if request.images else _WINDOW
                     batch.append(asdict(request))
             if batch:
                 self._send({"requests": batch})

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from eval_harness.engines.base import Completion, EngineSettings, Request, Result, chat_template_of, plain_text
+from eval_harness.engines.base import (
+    CONCATENATE,
+    Completion,
+    EngineSettings,
+    Request,
+    Result,
+    chat_template_of,
+    images_of,
+    pixel_budget,
+    pixel_options,
+    plain_text,
+    with_images,
+)
 
 _BATCH_ROWS = 128
 _BATCH_TOKENS = 1 << 17
@@ -32,6 +46,15 @@ class SeededSampling:
         return scores.float() - exponential.log().to(self._device)  # -log(Exponential) is a Gumbel variable
 
 
+@dataclass
+class _Prepared:
+    """A request with its prompt's token ids and what else the model takes (pixels, one row each)."""
+
+    request: Request
+    ids: list[int]
+    inputs: dict[str, torch.Tensor]
+
+
 class TransformersBackend:
     """Batches of queued requests, longest prompts together, left-padded."""
 
@@ -47,14 +70,19 @@ class TransformersBackend:
         )
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._template = chat_template_of(self._tokenizer, settings.chat_template)
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(
-            settings.model, revision=settings.revision, dtype=getattr(torch, dtype)
-        ).to(self._device)
-        self._model.eval()
+        config = transformers.AutoConfig.from_pretrained(settings.model, revision=settings.revision)
+        self._processor, load = None, transformers.AutoModelForCausalLM
+        if hasattr(config, "vision_config"):
+            load = transformers.AutoModelForImageTextToText
+            self._processor = transformers.AutoProcessor.from_pretrained(
+                settings.model, revision=settings.revision, **pixel_options(settings)
+            )
+        self._template = chat_template_of(self._processor or self._tokenizer, settings.chat_template)
+        self._model = load.from_pretrained(settings.model, revision=settings.revision, dtype=getattr(torch, dtype))
+        self._model.to(self._device).eval()
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self._max_model_len = min(filter(None, (settings.max_model_len, context)), default=1 << 30)
-        self._queue: list[tuple[Request, list[int]]] = []
+        self._queue: list[_Prepared] = []
         self._description = {
             "name": "transformers",
             "version": transformers.__version__,
@@ -63,33 +91,52 @@ class TransformersBackend:
             "max_model_len": self._max_model_len,
             "tensor_parallel_size": 1,
         }
+        if self._processor is not None:
+            self._description["images"] = pixel_budget(self._processor.image_processor)
 
     def describe(self) -> dict:
         """What was loaded."""
         return self._description
 
     def add(self, request: Request) -> None:
-        """Queue a request; ValueError when its prompt does not fit the context."""
-        if self._template is None:
-            ids = self._tokenizer(plain_text(request.messages))["input_ids"]
+        """Queue a request; ValueError when its prompt does not fit the context or an image cannot be shown."""
+        if self._processor is not None:
+            ids, inputs = self._with_images(request)
+        elif self._template is None or request.form == "concatenate":
+            ids, inputs = self._tokenizer(plain_text(request.messages))["input_ids"], {}
         else:
-            ids = self._tokenizer.apply_chat_template(
-                request.messages, chat_template=self._template, add_generation_prompt=True, return_dict=True
-            )["input_ids"]
+            ids, inputs = self._templated(self._tokenizer, request.messages, self._template)["input_ids"], {}
         if len(ids) >= self._max_model_len:
             raise ValueError(f"the prompt has {len(ids)} tokens, the context only {self._max_model_len}")
-        self._queue.append((request, list(ids)))
+        self._queue.append(_Prepared(request, list(ids), inputs))
+
+    def _with_images(self, request: Request) -> tuple[list[int], dict[str, torch.Tensor]]:
+        images = images_of(request)
+        template = CONCATENATE if request.form == "concatenate" or self._template is None else self._template
+        messages = with_images(request.messages, [{"type": "image"} for _ in images])
+        text = self._processor.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+        inputs = dict(self._processor(text=[text], images=images or None, return_tensors="pt"))
+        inputs.pop("attention_mask")
+        return inputs.pop("input_ids")[0].tolist(), inputs
+
+    @staticmethod
+    def _templated(tokenizer, messages: list[dict], template: str):
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, return_dict=True
+        )
 
     def has_unfinished(self) -> bool:
         """Whether requests are queued."""
         return bool(self._queue)
 
-    def _next_batch(self) -> list[tuple[Request, list[int]]]:
-        self._queue.sort(key=lambda entry: len(entry[1]))  # pops the longest first: memory trouble shows at once
-        first, ids = self._queue[-1]
-        same = [e for e in self._queue if e[0].sampling.max_new_tokens == first.sampling.max_new_tokens]
-        same = [e for e in same if _warping(e[0]) == _warping(first)]
-        width = min(len(ids) + first.sampling.max_new_tokens, self._max_model_len)
+    def _next_batch(self) -> list[_Prepared]:
+        self._queue.sort(key=lambda entry: len(entry.ids))  # pops the longest first: memory trouble shows at once
+        first = self._queue[-1].request
+        same = [e for e in self._queue if e.request.sampling.max_new_tokens == first.sampling.max_new_tokens]
+        same = [e for e in same if _warping(e.request) == _warping(first) and _shape(e) == _shape(self._queue[-1])]
+        width = min(len(self._queue[-1].ids) + first.sampling.max_new_tokens, self._max_model_len)
         limit = max(1, min(_BATCH_ROWS, _BATCH_TOKENS // width) // first.sampling.samples)
         batch = same[-limit:]
         chosen = {id(entry) for entry in batch}
@@ -100,10 +147,14 @@ class TransformersBackend:
     def step(self) -> list[Result]:
         """Generate one batch to the end."""
         batch = self._next_batch()
-        sampling = batch[0][0].sampling
-        rows = [(request, ids, i) for request, ids in batch for i in range(request.sampling.samples)]
+        sampling = batch[0].request.sampling
+        rows = [(entry.request, entry.ids, i) for entry in batch for i in range(sampling.samples)]
         padded = self._tokenizer.pad({"input_ids": [ids for _, ids, _ in rows]}, return_tensors="pt").to(self._device)
         width = padded["input_ids"].shape[1]
+        inputs = {
+            name: _stacked(name, [entry.inputs[name] for entry in batch], sampling.samples, width).to(self._device)
+            for name in batch[0].inputs
+        }
         processors = self._transformers.LogitsProcessorList()
         if sampling.temperature > 0:
             seeds = [request.sampling.seed + i for request, _, i in rows]
@@ -114,7 +165,9 @@ class TransformersBackend:
             pad_token_id=self._tokenizer.pad_token_id,
             eos_token_id=sorted(self._eos_ids()),
         )
-        output = self._model.generate(**padded, generation_config=config, logits_processor=processors)[:, width:]
+        output = self._model.generate(**padded, **inputs, generation_config=config, logits_processor=processors)[
+            :, width:
+        ]
         eos_ids = self._eos_ids()
         results: dict[str, Result] = {}
         for (request, ids, _), tokens in zip(rows, output.tolist(), strict=True):
@@ -143,6 +196,19 @@ class TransformersBackend:
         if sampling.top_p < 1:
             warpers.append(t.TopPLogitsWarper(sampling.top_p))
         return warpers
+
+
+def _shape(entry: _Prepared) -> tuple:
+    """Entries of one batch take the same inputs; those of fixed-size processors the same pixels, too."""
+    per_patch = "image_grid_thw" in entry.inputs
+    return tuple((name, () if per_patch else tuple(value.shape[2:])) for name, value in entry.inputs.items())
+
+
+def _stacked(name: str, values: list[torch.Tensor], samples: int, width: int) -> torch.Tensor:
+    """One model input of a batch, each request's part ``samples`` times over."""
+    if name.endswith("token_type_ids"):  # [1, prompt tokens]: padded on the left as the ids are
+        values = [torch.nn.functional.pad(value, (width - value.shape[1], 0)) for value in values]
+    return torch.cat([value for value in values for _ in range(samples)])
 
 
 def _warping(request: Request) -> tuple:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import os
 
+from eval_harness.engines.base import (
+    CONCATENATE,
+    EngineSettings,
+    Request,
+    Result,
+    chat_template_of,
+    images_of,
+    pixel_budget,
+    pixel_options,
+    plain_text,
+    with_images,
+)
 from eval_harness.engines.base import Completion as _Completion
-from eval_harness.engines.base import EngineSettings, Request, Result, chat_template_of, plain_text
 
 
 class VLLMBackend:
@@ -28,10 +39,14 @@ class VLLMBackend:
 
         self._vllm = vllm
         dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if on_gpu else "float32")
-        context = _context_length(AutoConfig.from_pretrained(settings.model, revision=settings.revision))
+        config = AutoConfig.from_pretrained(settings.model, revision=settings.revision)
+        context = _context_length(config)
         max_model_len = min(filter(None, (settings.max_model_len, context)), default=None)
         # On a CPU a prompt cut into chunks rewinds the request's generator, which CPU generators cannot do (vLLM 0.31)
         options = {} if on_gpu else {"enforce_eager": True, "enable_chunked_prefill": False}
+        sees = hasattr(config, "vision_config")
+        if sees:
+            options |= {"limit_mm_per_prompt": {"image": 1, "video": 0}, "mm_processor_kwargs": pixel_options(settings)}
         self._llm = vllm.LLM(
             model=settings.model,
             revision=settings.revision,
@@ -55,13 +70,15 @@ class VLLMBackend:
             "max_model_len": self._max_model_len,
             "tensor_parallel_size": settings.tensor_parallel_size,
         }
+        if sees:
+            self._description["images"] = pixel_budget(_image_processor(settings))
 
     def describe(self) -> dict:
         """What was loaded."""
         return self._description
 
     def add(self, request: Request) -> None:
-        """Queue a request; ValueError when its prompt does not fit the context."""
+        """Queue a request; ValueError when its prompt does not fit the context or an image cannot be shown."""
         s = request.sampling
         params = self._vllm.SamplingParams(
             n=s.samples,
@@ -71,7 +88,12 @@ class VLLMBackend:
             max_tokens=s.max_new_tokens,
             seed=s.seed,
         )
-        if self._template is None:
+        if request.images or request.form == "concatenate":
+            parts = [{"type": "image_pil", "image_pil": image} for image in images_of(request)]
+            override = CONCATENATE if request.form == "concatenate" or self._template is None else self._override
+            messages = with_images(request.messages, parts)
+            ids = self._llm.enqueue_chat(messages, params, chat_template=override, use_tqdm=False)
+        elif self._template is None:
             ids = self._llm.enqueue([plain_text(request.messages)], params, use_tqdm=False)
         else:
             ids = self._llm.enqueue_chat(request.messages, params, chat_template=self._override, use_tqdm=False)
@@ -96,6 +118,12 @@ class VLLMBackend:
             for output in self._llm.llm_engine.step()
             if output.finished
         ]
+
+
+def _image_processor(settings: EngineSettings):
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(settings.model, revision=settings.revision, **pixel_options(settings))
 
 
 def _context_length(config) -> int | None:

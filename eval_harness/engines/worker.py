@@ -47,7 +47,7 @@ def main() -> None:
         results: list[Result] = []
         for message in messages:
             for raw in message["requests"]:
-                request = Request(raw["key"], raw["messages"], Sampling(**raw["sampling"]))
+                request = Request(**{**raw, "sampling": Sampling(**raw["sampling"])})
                 try:
                     backend.add(request)
                 except ValueError as error:  # this request can never be served; the others can

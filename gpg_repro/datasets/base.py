@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from eval_harness.errors import UserError
-from eval_harness.sources import Hub
+from eval_harness.images import decode
+from eval_harness.sources import Hub, Local
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,17 @@ class HubFile(Hub):
         )
 
 
+ImageCell = Image.Image | Callable[[], Image.Image]
+"""An image, or a function that reads it when it is needed."""
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """Rows with a question and a gold. ``num_rows`` None: the number depends on the request or is not known."""
 
     name: str
-    source: Hub | Callable[[int, int], list[dict[str, Any]]]
-    """A hub data set, or a generator (num, seed) -> rows of prompt, solution."""
+    source: Hub | Local | Callable[[int, int], list[dict[str, Any]]]
+    """A hub data set, or a generator (num, seed) -> rows of prompt, solution (and image, demonstration)."""
     question: str | Callable[[Mapping[str, Any]], str] = "problem"
     """Column, or a function of the row."""
     solution: str | Callable[[Mapping[str, Any]], str] = "solution"
@@ -46,55 +53,100 @@ class TrainingSet:
     """The source holds questions more than once; the first of each is kept."""
     lacks_golds: bool = False
     """The source is known to hold rows without a gold; they come with the gold ``""`` for the caller to take out."""
+    image: str | None = None
+    """Column of the image or of its file name; None: a set of text."""
+    expand: Callable[[int, Mapping[str, Any]], Iterable[tuple[str, str]]] | None = None
+    """(index, row) -> (question, gold) pairs of that row, where it is not one each; replaces the two above."""
 
     def describe(self) -> str:
         """Where the rows come from."""
-        return self.source.describe() if isinstance(self.source, Hub) else f"generated ({self.name})"
+        return f"generated ({self.name})" if callable(self.source) else self.source.describe()
 
-    def rows(self, system_prompt: str | None, num: int | None, seed: int, data_root: Path | None = None) -> list[dict]:
-        """Rows ``{"prompt": conversation or text, "solution": gold text}``.
+    def rows(
+        self,
+        system_prompt: str | None,
+        num: int | None,
+        seed: int,
+        data_root: Path | None = None,
+        image_root: Path | None = None,
+    ) -> list[dict]:
+        """Rows ``{"prompt": conversation or text, "solution": gold text}``, of visual sets with an ``image``.
 
         Args:
             system_prompt: system turn, or None for none.
             num: how many rows; required for generated sets, the first rows of others.
             seed: for generated sets.
             data_root: folder with a local copy of a hub set.
+            image_root: folder with the image folders of a local copy (default: the data root).
 
         Raises:
             UserError: the set cannot be reached, a gold is missing, or a system prompt for a set that brings its own.
         """
         if self.ready_made and system_prompt:
             raise UserError(f"training set {self.name} brings its whole prompt: system_prompt must be null.")
-        if isinstance(self.source, Hub):
-            raw, where = self.source.rows(data_root)
-            if num is None and self.num_rows is not None and len(raw) != self.num_rows:
-                raise UserError(f"{self.name}: {where} holds {len(raw)} rows, expected {self.num_rows}.")
-            pairs = [self._pair(i, row, where) for i, row in enumerate(raw)]
-            if self.repeats_questions:
-                first: dict[str, str] = {}
-                for question, gold in pairs:
-                    first.setdefault(question, gold)
-                pairs = list(first.items())
-            pairs = pairs[:num]
-        else:
-            if num is None:
-                raise UserError(f"training set {self.name} is generated: the recipe must say num_prompts.")
-            pairs = [(row["prompt"][-1]["content"], row["solution"]) for row in self.source(num, seed)]
+        rows = self._generated(num, seed) if callable(self.source) else self._read(num, data_root, image_root)
         if self.ready_made:
-            return [{"prompt": question, "solution": gold} for question, gold in pairs]
+            return rows
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-        return [{"prompt": [*system, {"role": "user", "content": q}], "solution": gold} for q, gold in pairs]
+        return [{**row, "prompt": [*system, {"role": "user", "content": row["prompt"]}]} for row in rows]
 
-    def _pair(self, index: int, row: Mapping[str, Any], where: str) -> tuple[str, str]:
+    def _generated(self, num: int | None, seed: int) -> list[dict]:
+        if num is None:
+            raise UserError(f"training set {self.name} is generated: the recipe must say num_prompts.")
+        kept = ("solution", "image", "demonstration")
+        return [
+            {"prompt": row["prompt"][-1]["content"], **{key: row[key] for key in kept if key in row}}
+            for row in self.source(num, seed)
+        ]
+
+    def _read(self, num: int | None, data_root: Path | None, image_root: Path | None) -> list[dict]:
+        raw, where = self.source.rows(data_root)
+        if num is None and self.num_rows is not None and len(raw) != self.num_rows:
+            raise UserError(f"{self.name}: {where} holds {len(raw)} rows, expected {self.num_rows}.")
+        read = self.source.image_reader(data_root, image_root) if self.image else None
+        rows: list[dict] = []
+        seen: set[str] = set()
+        for index, row in enumerate(raw):
+            for question, gold in self._pairs(index, row, where):
+                if self.repeats_questions and question in seen:
+                    continue
+                seen.add(question)
+                image = {} if read is None else {"image": _ImageCell(read, index, self._image_name(index, row))}
+                rows.append({"prompt": question, "solution": gold, **image})
+        return rows[:num]
+
+    def _image_name(self, index: int, row: Mapping[str, Any]) -> str:
+        name = row.get(self.image)
+        return name if isinstance(name, str) else f"{index}"
+
+    def _pairs(self, index: int, row: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
         try:
-            question, gold = (get(row) if callable(get) else row[get] for get in (self.question, self.solution))
+            if self.expand is not None:
+                pairs = list(self.expand(index, row))
+            else:
+                pairs = [tuple(get(row) if callable(get) else row[get] for get in (self.question, self.solution))]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.name}, row {index} of {where} is not built as expected ({type(error).__name__}: {error}); "
                 "was the data set changed?"
             ) from None
-        if not isinstance(gold, str) or not gold.strip():
-            if not self.lacks_golds:
-                raise UserError(f"{self.name}, row {index} of {where}: the gold is missing or empty.")
-            gold = ""
-        return question, gold
+        return [(question, self._checked(gold, index, where)) for question, gold in pairs]
+
+    def _checked(self, gold: Any, index: int, where: str) -> str:
+        if isinstance(gold, str) and gold.strip():
+            return gold
+        if not self.lacks_golds:
+            raise UserError(f"{self.name}, row {index} of {where}: the gold is missing or empty.")
+        return ""
+
+
+@dataclass(frozen=True)
+class _ImageCell:
+    """Reads one image of a source when it is called."""
+
+    read: Callable[[int, str], bytes]
+    index: int
+    name: str
+
+    def __call__(self) -> Image.Image:
+        return decode(self.read(self.index, self.name), self.name)
