@@ -20,7 +20,7 @@ MAKEFLAGS += --no-print-directory
 # --- Variables are checked before any work -------------------------------------------------------------------------
 
 OURS := SCALE ENGINE SEEDS DEVICE TORCH_INDEX RECIPE MODEL BENCHMARKS ARGS PYTHON
-PASSED_ON := SHELL EVAL_DATA_ROOT HF_% PIP_% VLLM_% CUDA_% OMP_% TMPDIR
+PASSED_ON := SHELL EVAL_DATA_ROOT EVAL_IMAGE_ROOT HF_% PIP_% VLLM_% CUDA_% OMP_% TMPDIR
 from_command_line = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 unknown := $(filter-out $(OURS) $(PASSED_ON),$(from_command_line))
 ifneq ($(unknown),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused: no benchmark holds one, and decoding it would take gigabytes."""
@@ -31,14 +31,7 @@ def decode(data: bytes, name: str = "image") -> Image.Image:
     Raises:
         ImageError: no image, cut off, over ``MAX_PIXELS`` pixels or longer than ``MAX_ASPECT_RATIO`` to one.
     """
-    if not data:
-        raise ImageError(f"{name}: the file is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-            image = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"{name}: not a readable image ({_first_line(error)})") from None
+    image = _open(data, name)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded. Scale it down.")
@@ -47,8 +40,22 @@ def decode(data: bytes, name: str = "image") -> Image.Image:
     try:
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # decoders of hostile bytes raise whatever they stumble over
         raise ImageError(f"{name}: damaged or cut off ({_first_line(error)})") from None
+
+
+def size_of(data: bytes, name: str = "image") -> tuple[int, int]:
+    """Width and height of the upright image in pixels, read from its header.
+
+    Raises:
+        ImageError: no image. A file whose header is whole but whose pixels are not passes.
+    """
+    image = _open(data, name)
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception as error:
+        raise ImageError(f"{name}: damaged ({_first_line(error)})") from None
+    return image.size[::-1] if turned else image.size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -69,6 +76,19 @@ def encode(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode() is stricter
+            return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: far more than the {MAX_PIXELS:,} pixels that are decoded. Scale it down.") from None
+    except Exception as error:
+        raise ImageError(f"{name}: not a readable image ({_first_line(error)})") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -69,7 +69,7 @@ class Hub:
             cell = data[index][self.image_column] or {}
             if not cell.get("bytes") and not cell.get("path"):
                 raise ImageError(f"{name}: the data set holds no image here")
-            return cell.get("bytes") or Path(cell["path"]).read_bytes()
+            return cell.get("bytes") or _read(Path(cell["path"]), name)
 
         return read
 
@@ -162,15 +162,20 @@ def folder_reader(folder: Path) -> ImageReader:
     folder = Path(folder)
 
     def read(index: int, name: str) -> bytes:
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        # by name only: a data set that is linked into the folder is fine
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ImageError(f"{name}: leads out of the image folder")
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"{name}: {error.strerror or error} (in the folder {folder.name})") from None
+        return _read(folder / name, name)
 
     return read
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        problem = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name!a}: {problem} (in the folder {path.parent.name})") from None
 
 
 def default_image_root() -> Path | None:

@@ -320,6 +320,17 @@ def _data(dataset: str, num_prompts: int | None, system_prompt: str | None) -> s
     return None
 
 
+@_rule("setup.dataset", "setup.prompt_form")
+def _whole_prompt(dataset: str, prompt_form: str) -> str | None:
+    try:
+        found = get_training_set(dataset)
+    except UserError:
+        return None  # said elsewhere
+    if found.ready_made and found.image and prompt_form != "concatenate":
+        return f"training set {dataset} brings its whole prompt beside the image: prompt_form must be concatenate."
+    return None
+
+
 @_rule("setup.system_prompt")
 def _prompt_exists(name: str | None) -> str | None:
     return None if name is None or name in SYSTEM_PROMPTS else str(unknown("system prompt", name, SYSTEM_PROMPTS))

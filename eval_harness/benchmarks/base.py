@@ -122,6 +122,11 @@ class Benchmark:
                     f"{self.name}, item {index} of {where}: column {name!r} is missing; it has "
                     f"{', '.join(sorted(row))}."
                 )
+        if row[self.question_field] is None:
+            raise UserError(
+                f"{self.name}, item {index} of {where}: the question ({self.question_field!r}) is null; repair the "
+                "data."
+            )
         gold = "" if row[self.gold_field] is None else str(row[self.gold_field])
         if not gold.strip():
             raise UserError(

@@ -46,7 +46,11 @@ class VLLMBackend:
         options = {} if on_gpu else {"enforce_eager": True, "enable_chunked_prefill": False}
         sees = hasattr(config, "vision_config")
         if sees:
-            options |= {"limit_mm_per_prompt": {"image": 1, "video": 0}, "mm_processor_kwargs": pixel_options(settings)}
+            options |= {
+                "limit_mm_per_prompt": {"image": 1, "video": 0},
+                "mm_processor_kwargs": pixel_options(settings),
+                "mm_processor_cache_gb": 0,  # an image is asked about once; the cache would keep the pixels of all
+            }
         self._llm = vllm.LLM(
             model=settings.model,
             revision=settings.revision,

@@ -48,7 +48,8 @@ class TrainingSet:
     solution: str | Callable[[Mapping[str, Any]], str] = "solution"
     num_rows: int | None = None
     ready_made: bool = False
-    """The question is the whole prompt, given to the model as plain text: no chat template, no system prompt."""
+    """The question is the whole prompt: no system prompt, and no chat template. It is given to the model as plain text,
+    with an image as one turn, which the recipe's ``prompt_form: concatenate`` leaves as it stands."""
     repeats_questions: bool = False
     """The source holds questions more than once; the first of each is kept."""
     lacks_golds: bool = False
@@ -85,7 +86,7 @@ class TrainingSet:
         if self.ready_made and system_prompt:
             raise UserError(f"training set {self.name} brings its whole prompt: system_prompt must be null.")
         rows = self._generated(num, seed) if callable(self.source) else self._read(num, data_root, image_root)
-        if self.ready_made:
+        if self.ready_made and not self.image:
             return rows
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         return [{**row, "prompt": [*system, {"role": "user", "content": row["prompt"]}]} for row in rows]
