@@ -6,8 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eval_harness.errors import UserError
+
+if TYPE_CHECKING:
+    from eval_harness.graders import Verdict
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -21,8 +25,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--engine", default="auto", help="auto (default), vllm or transformers")
     run.add_argument("--samples", type=int, metavar="K", help="completions per item")
     run.add_argument("--seed", type=int)
-    run.add_argument("--limit", type=int, metavar="N", help="only the first N items of each benchmark")
+    run.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="only the first N items of each benchmark (of each group, where it has groups)",
+    )
     run.add_argument("--data-root", type=Path, metavar="DIR", help="local copies of the data sets instead of the hub")
+    run.add_argument(
+        "--image-root", type=Path, metavar="DIR", help="folder with the image folders (default: data root)"
+    )
+    run.add_argument("--min-pixels", type=int, metavar="N", help="pixels of an image after scaling, at least")
+    run.add_argument("--max-pixels", type=int, metavar="N", help="pixels of an image after scaling, at most")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default results/runs/...)")
     run.add_argument("--temperature", type=float, metavar="T")
     run.add_argument("--top-p", type=float, metavar="P")
@@ -35,10 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tensor-parallel-size", type=int, default=1, metavar="N")
 
     grade = commands.add_parser("grade", help="grade stored answers: JSONL of gold and prediction")
-    grade.add_argument("--benchmark", required=True)
+    grade.add_argument("--benchmark", required=True, help="whose grader to use")
     grade.add_argument("--rule", choices=("published", "strict", "both"), default="published")
-    grade.add_argument("--input", required=True, type=Path)
-    grade.add_argument("--output", required=True, type=Path)
+    grade.add_argument(
+        "--input", required=True, type=Path, help="rows may also hold what the grader knows of an item (choices, ...)"
+    )
+    grade.add_argument("--output", required=True, type=Path, help="the rows with their marks")
 
     verify = commands.add_parser("verify", help="grade a stored run again and compare")
     verify.add_argument("run", type=Path)
@@ -106,6 +122,9 @@ def _run(args: argparse.Namespace) -> int:
         max_model_len=args.max_model_len,
         chat_template=template,
         tensor_parallel_size=args.tensor_parallel_size,
+        image_root=args.image_root,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
     )
     print(format_run(records.read_run(folder)))
     print(f"records: {folder}")
@@ -136,10 +155,11 @@ def format_run(run) -> str:
 
 def _grade(args: argparse.Namespace) -> int:
     from eval_harness.benchmarks import get_benchmark
+    from eval_harness.graders.base import CONTEXT_KEYS
     from eval_harness.graders.pool import GradingPool
     from eval_harness.sources import read_jsonl
 
-    grader = get_benchmark(args.benchmark).grader
+    benchmark = get_benchmark(args.benchmark)
     rows = read_jsonl(args.input, ("gold", "prediction"))
     for number, row in enumerate(rows, start=1):
         for key in ("gold", "prediction"):
@@ -149,23 +169,46 @@ def _grade(args: argparse.Namespace) -> int:
             raise UserError(f"{args.input}, row {number}: the gold is empty; nothing can be graded against it.")
     if args.output.exists() and args.output.resolve() == args.input.resolve():
         raise UserError("--output is the input file; give another.")
+    known = {*benchmark.context_fields, *CONTEXT_KEYS.get(benchmark.grader, ())}
+    answers = [(row["gold"], row["prediction"], {key: row[key] for key in sorted(known & row.keys())}) for row in rows]
     with GradingPool() as pool:
-        verdicts = pool.grade(grader, [(row["gold"], row["prediction"]) for row in rows])
-    lines = []
-    for row, verdict in zip(rows, verdicts, strict=True):
-        marks = {"correct": verdict.correct_strict if args.rule == "strict" else verdict.correct}
-        if args.rule == "both":
-            marks["correct_strict"] = verdict.correct_strict
-        extra = {"extracted": verdict.extracted, "reason": verdict.reason, "gold_fallback": verdict.gold_fallback}
-        lines.append(json.dumps(row | marks | extra, ensure_ascii=True))
+        verdicts = pool.grade(benchmark.grader, answers)
+    graded = [row | _marks(verdict, args.rule) for row, verdict in zip(rows, verdicts, strict=True)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    correct = sum(v.correct_strict if args.rule == "strict" else v.correct for v in verdicts)
-    print(
-        f"{correct} of {len(rows)} correct ({args.rule if args.rule == 'strict' else 'published'} rule), "
-        f"{sum(v.reason == 'timeout' for v in verdicts)} timeouts; written to {args.output}"
-    )
+    args.output.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in graded), encoding="utf-8")
+
+    def summary(suffix: str, rule: str) -> str:
+        correct = sum(bool(row["correct" + suffix]) for row in graded)
+        scores = [row["score" + suffix] for row in graded if row.get("score" + suffix) is not None]
+        mean = f", mean score {sum(scores) / len(scores):.4f} of {len(scores)}" if scores else ""
+        return f"{correct} of {len(rows)} correct ({rule} rule{mean})"
+
+    parts = [summary("", "strict" if args.rule == "strict" else "published")]
+    parts += [summary("_strict", "strict")] if args.rule == "both" else []
+    unjudged = sum(verdict.reason == "bad_gold" for verdict in verdicts)
+    parts += [f"{unjudged} not judged (unusable gold)"] if unjudged else []
+    parts += [f"{sum(verdict.reason == 'timeout' for verdict in verdicts)} timeouts"]
+    print(f"{', '.join(parts)}; written to {args.output}")
     return 0
+
+
+def _marks(verdict: Verdict, rule: str) -> dict[str, Any]:
+    """What ``grade`` writes of a verdict; marks are null where there is no gold to judge by."""
+    reason_strict = verdict.reason_strict or verdict.reason
+    read = None if reason_strict == "no_answer" else verdict.extracted_strict or verdict.extracted
+    published = (verdict.correct, verdict.score, verdict.extracted, verdict.reason)
+    strict = (verdict.correct_strict, verdict.score_strict, read, reason_strict)
+    marks: dict[str, Any] = {}
+    for suffix, (correct, score, extracted, reason) in (
+        ("", strict if rule == "strict" else published),
+        *([("_strict", strict)] if rule == "both" else []),
+    ):
+        judged = reason != "bad_gold"
+        marks["correct" + suffix] = correct if judged else None
+        if score is not None:
+            marks["score" + suffix] = score if judged else None
+        marks |= {"extracted" + suffix: extracted, "reason" + suffix: reason}
+    return marks | {"gold_fallback": verdict.gold_fallback, "flags": list(verdict.flags), "extra": verdict.extra}
 
 
 def _verify(args: argparse.Namespace) -> int:

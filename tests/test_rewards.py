@@ -10,16 +10,20 @@ from eval_harness.errors import UserError
 from gpg_repro.prompts import OPEN_R1_BOXED, OPEN_R1_THINK, OPEN_RS, PAPER_B3, QWEN_BOXED
 from gpg_repro.rewards import (
     GRADERS,
-    REWARDS,
     accuracy_lv35_reward,
     accuracy_reward,
+    all_rewards,
     cosine_reward,
     get_reward,
     unreadable_golds,
 )
 from gpg_repro.rewards.cosine import cosine_scaled
 
-CASES = json.loads((Path(__file__).parent / "cases" / "rewards.json").read_text(encoding="utf-8"))
+CASES = [
+    case
+    for name in ("rewards", "visual_rewards")
+    for case in json.loads((Path(__file__).parent / "cases" / f"{name}.json").read_text(encoding="utf-8"))
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['reward']}: {c['why']}")
@@ -28,7 +32,7 @@ def test_case(case):
     assert get_reward(case["reward"])([case["completion"]], **columns) == pytest.approx([case["value"]])
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", all_rewards())
 def test_a_conversation_is_paid_like_its_text(name):
     """The released format reward indexes chat completions one level too deep and fails on all of them."""
     mine = [case for case in CASES if case["reward"] == name]

@@ -56,8 +56,16 @@ GRADERS = {
     "boxed": "math-verify on the boxed or other LaTeX answer; the accuracy reward of the 7B runs and the tiny suites",
     "boxed_in_place": "the same without taking boxes apart first; the correctness test inside the 1.5B cosine reward",
     "boxed_answer": "the boxed rule for a gold that is the bare answer; the accuracy_lv35 reward of GPG-7B as released",
+    "choice": "option of a question: any letter or option text that parses; strict: the option meant (CV-Bench)",
+    "number": "number by math-verify over the whole output; strict: value, root, pi and unit of the answer (GEOQA)",
+    "class_name": "class name, either within the other; strict: the same name (Flower102, Pets37, FGVC, Cars196)",
+    "box": "IoU of the first box with the first polygon's; strict: the answer's box with all targets' (LISA)",
+    "default_extraction": "math-verify's default extraction on both texts; first rule of the released visual rewards",
 }
 """Name -> one line for ``list``."""
+
+CONTEXT_KEYS = {"choice": ("choices",), "box": ("width", "height", "polygons", "gold_box")}
+"""What each grader looks for in the context."""
 
 
 @cache
@@ -69,6 +77,22 @@ def get_grader(name: str) -> Grader:
     """
     if name not in GRADERS:
         raise unknown("grader", name, GRADERS)
+    if name == "choice":
+        from eval_harness.graders.choice import ChoiceGrader
+
+        return ChoiceGrader()
+    if name in ("number", "default_extraction"):
+        from eval_harness.graders.number import DefaultExtraction, NumberGrader
+
+        return NumberGrader() if name == "number" else DefaultExtraction()
+    if name == "class_name":
+        from eval_harness.graders.class_name import ClassNameGrader
+
+        return ClassNameGrader()
+    if name == "box":
+        from eval_harness.graders.box import BoxGrader
+
+        return BoxGrader()
     from eval_harness.graders import math
 
     return math.build(name)

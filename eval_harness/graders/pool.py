@@ -268,7 +268,7 @@ def _context() -> multiprocessing.context.BaseContext:
     if sys.platform in ("win32", "darwin"):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["eval_harness.graders.math"])
+    context.set_forkserver_preload([f"eval_harness.graders.{name}" for name in ("math", "choice", "number")])
     return context
 
 

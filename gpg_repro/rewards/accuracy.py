@@ -39,3 +39,6 @@ def _graded(grader: str, completions: list, golds: list[str]) -> list[float]:
     pairs = [(gold, text_of(completion)) for gold, completion in zip(golds, completions, strict=True)]
     verdicts = shared_pool().grade(grader, pairs)
     return [UNREADABLE_GOLD_REWARD if v.gold_fallback else float(v.correct) for v in verdicts]
+
+
+REWARDS = {"accuracy": accuracy_reward, "accuracy_lv35": accuracy_lv35_reward}

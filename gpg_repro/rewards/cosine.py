@@ -38,3 +38,6 @@ def cosine_reward(completions: list, solution: list[str], **columns: object) -> 
         UNREADABLE_GOLD_REWARD if v.gold_fallback else cosine_scaled(v.correct, len(text))
         for v, text in zip(verdicts, texts, strict=True)
     ]
+
+
+REWARDS = {"cosine": cosine_reward}

@@ -17,3 +17,6 @@ _PATTERN = re.compile(r"^<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>$", re.
 def think_answer_format_reward(completions: list, **columns: object) -> list[float]:
     """Rewards in {0.0, 1.0}, one per completion: 1.0 if the text opens with the pattern."""
     return [float(_PATTERN.match(text_of(completion)) is not None) for completion in completions]
+
+
+REWARDS = {"think_answer_format": think_answer_format_reward}

@@ -12,3 +12,6 @@ from gpg_repro.rewards._text import text_of
 def think_format_reward(completions: list, **columns: object) -> list[float]:
     """Rewards in {0.0, 1.0}, one per completion: 1.0 if the text holds ``\\n</think>\\n`` exactly once."""
     return [float(text_of(completion).count("\n</think>\n") == 1) for completion in completions]
+
+
+REWARDS = {"think_format": think_format_reward}
