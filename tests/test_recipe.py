@@ -25,8 +25,9 @@ def test_every_recipe_resolves_at_every_scale(name, monkeypatch):
     from gpg_repro import train
 
     monkeypatch.setattr(train, "_base_exists", lambda recipe: None)  # the hub is not here
-    assert recipe_scales(name) == list(SCALES)
-    for scale in SCALES:
+    scales = ["smoke", "tiny"] if name.endswith("_sft") else list(SCALES)  # settings of those rows are not stated
+    assert recipe_scales(name) == scales
+    for scale in scales:
         recipe = load_recipe(name, scale=scale)
         assert recipe.scale == scale and recipe.setup.training.prompts_per_step >= 1
         train.check_recipe(recipe)
@@ -44,6 +45,47 @@ def test_rs1_is_the_released_setting():
     assert load_recipe("table3_gpg_rs3", scale="paper").setup.training.max_steps == 50
     assert load_recipe("table3_grpo_rs1", scale="paper").objective.beta_kl == 0.04
     assert load_recipe("table3_gpg_age_rs1", scale="paper").objective.age
+
+
+def test_the_multimodal_recipes_are_the_released_settings():
+    """Spec 2e-2h: R0 and R2 are two methods behind two sets of numbers; prompts per step, epochs, lengths, pixels."""
+    expected = {  # prompts per step, steps, completion length, gradient checkpointing
+        "table5": (16, 500, 256, False),
+        "table6_flowers102": (16, 204, 256, False),
+        "table6_pets37": (16, 222, 256, False),
+        "table6_fgvc_aircraft": (16, 200, 256, False),
+        "table6_cars196": (16, 392, 256, False),
+        "table7": (4, 6000, 700, True),
+        "table8": (16, 498, 256, True),
+    }
+    for stem, numbers in expected.items():
+        r2 = load_recipe(f"{stem}_gpg_r2", scale="paper")
+        t = r2.setup.training
+        assert (t.prompts_per_step, t.max_steps, t.max_completion_length, t.gradient_checkpointing) == numbers
+        assert (t.learning_rate, t.temperature, t.top_k, t.max_prompt_length) == (1e-6, 1.0, 50, 1024)
+        assert (r2.setup.min_pixels, r2.setup.max_pixels) == (3136, 401408)
+        o = r2.objective
+        assert (r2.fidelity, o.f_norm, o.age, o.beta_th, o.normalization) == ("r2", "none", True, 0.4, "sequence")
+        r0 = load_recipe(f"{stem}_gpg_r0", scale="paper")
+        o = r0.objective
+        assert (r0.fidelity, o.f_norm, o.age, o.beta_th, o.normalization) == ("r0", "group", False, 0.0, "sequence")
+        grpo = load_recipe(f"{stem}_grpo", scale="paper")
+        assert (grpo.method, grpo.objective.beta_kl, grpo.objective.f_norm) == ("grpo", 0.04, "group")
+        assert r0.setup == r2.setup == grpo.setup
+
+
+def test_supervised_recipes_take_no_rewards_and_no_advantages(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: table7_gpg_r2\nmethod: sft\nscales: {paper: null}\n")
+    with pytest.raises(UserError, match="sft samples nothing") as error:
+        load_recipe(str(path))
+    assert "sft has no advantages" in str(error.value)
+
+
+def test_a_null_scale_is_left_out(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: table5_gpg_r2\nscales: {paper: null}\n")
+    assert recipe_scales(str(path)) == ["smoke", "tiny"]
 
 
 def test_gpg_and_grpo_have_the_same_budget():
@@ -151,7 +193,9 @@ def test_overrides_by_name_and_path():
         ("trainin.max_steps=3", "unknown recipe key 'trainin.max_steps'"),
         ("scale=tny", "did you mean 'tiny'"),
         ("max_steps=0", "greater than or equal to 1"),
-        ("num_generations=1", "greater than or equal to 2"),
+        ("num_generations=1", "a group needs at least 2 completions"),
+        ("rewards={}", "name at least one reward"),
+        ("dataset=sat", "prompt_form must be concatenate"),
         ("per_device_train_batch_size=100", "not a multiple of num_generations = 8"),
         ("f_norm=std", "'none', 'group' or 'batch'"),
         ("max_steps", "expected key=value"),
