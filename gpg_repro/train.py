@@ -523,11 +523,13 @@ _SAMPLING = ("num_generations", "max_completion_length", "temperature", "top_k",
 
 def _supervised_trainer(base: str, dataset: Any, common: dict[str, Any], seeing: dict[str, Any]) -> Any:
     """TRL's SFTTrainer on the demonstrations: cross-entropy of the completion tokens."""
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
+
+    from gpg_repro.trainer import SupervisedTrainer
 
     shared = {key: value for key, value in common.items() if key not in _SAMPLING}
     arguments = SFTConfig(completion_only_loss=True, max_length=None, **shared)
-    return SFTTrainer(model=base, args=arguments, train_dataset=dataset, **seeing)
+    return SupervisedTrainer(model=base, args=arguments, train_dataset=dataset, **seeing)
 
 
 @contextlib.contextmanager

@@ -56,16 +56,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, Sampler
 from transformers import PreTrainedModel, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head, get_config_model_id
 
 from gpg_repro.batch import (
@@ -326,7 +328,33 @@ def group_metrics(
     }
 
 
-class GroupMetricsMixin:
+class RestoredWeights:
+    """Really loads the weights of a checkpoint on resuming. Put it before a transformers `Trainer`.
+
+    transformers 5 saves vision-language models under the names of the hub's files and renames them on loading, but its
+    Trainer resumes without renaming: nothing fits, a warning is logged, and training goes on from the initial weights.
+    """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model = self.accelerator.unwrap_model(self.model if model is None else model)
+        saved = _names_in(resume_from_checkpoint)
+        if self.is_fsdp_enabled or saved <= set(model.state_dict()):
+            return  # restored as shards, or under its own names; an adapter has no such file
+        restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(restored.state_dict())
+
+
+def _names_in(checkpoint: str) -> set[str]:
+    """Names of the tensors in a checkpoint's safetensors files; empty if it holds none."""
+    names: set[str] = set()
+    for path in Path(checkpoint).glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names |= set(file.keys())
+    return names
+
+
+class GroupMetricsMixin(RestoredWeights):
     """Logs the group statistics of the paper beside TRL's metrics; changes nothing else. Put it before `GRPOTrainer`.
 
     Per optimiser step, over all processes:
@@ -499,6 +527,10 @@ class GRPOBaselineTrainer(GroupMetricsMixin, GRPOTrainer):
         steps_per_epoch = sampler.num_samples // sampler.batch_size * steps_per_generation
         steps_per_epoch //= self.args.gradient_accumulation_steps
         return EpochSampler(sampler, lambda: self.state.global_step // max(steps_per_epoch, 1))
+
+
+class SupervisedTrainer(RestoredWeights, SFTTrainer):
+    """TRL's own SFTTrainer: the supervised rows. A run with images resumes from its weights."""
 
 
 @dataclass
