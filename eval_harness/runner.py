@@ -421,7 +421,7 @@ def _samples_of(task: _Task, item: Item, result: Result, verdicts: list[Verdict]
             sample=i,
             seed=first + i,
             status="scored",
-            completion=c.text,
+            completion=c.text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair is no JSON
             finish_reason=c.finish_reason,
             num_prompt_tokens=result.num_prompt_tokens,
             num_completion_tokens=c.num_tokens,

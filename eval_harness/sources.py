@@ -125,8 +125,9 @@ class Local:
         Raises:
             UserError: there is no such folder.
         """
-        folder = Path(image_root or data_root) / self.images
-        if not folder.is_dir():
+        root = image_root or data_root
+        folder = Path(root, self.images) if root else None
+        if folder is None or not folder.is_dir():
             raise UserError(
                 f"{self.name}: the images are missing: no folder {self.images or '.'} under the image root. Give "
                 f"--image-root DIR (under make: EVAL_IMAGE_ROOT=DIR). {self.obtain}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -10,25 +11,34 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gpg_repro.tables.base import Table, published_scores
+from gpg_repro.tables.base import Table, published_scores, source_name
 from gpg_repro.tables.printed import implied_difference, implied_interval
 
 GPG_BLUE, GRPO_GRAY, BASE_BLACK = "#2563ab", "#8a8a8a", "#222222"
 EASY_GREEN, HARD_RED, BAND = "#2a9d6f", "#b5483a", "#f0c36d"
+GPG_LIGHT, SFT_GOLD = "#6aa5dc", "#c08a1e"
 _RIVALS = ("grpo", "dr_grpo", "dapo")
 
 
 def row_color(key: str) -> str:
-    """Black for the base and other authors' models, gray for the rivals (as in the paper), GPG blue for the rest."""
+    """Black for the base and other authors' models, gold for SFT, gray for the rivals (as in the paper), GPG blue.
+
+    Where GPG stands as two methods, R0 is the lighter blue.
+    """
     if key in ("base", "still3"):
         return BASE_BLACK
+    if key in ("sft", "gpg_r0"):
+        return SFT_GOLD if key == "sft" else GPG_LIGHT
     return GRPO_GRAY if key.startswith(_RIVALS) else GPG_BLUE
 
 
 def table_figure(
     table: Table, scale: str, measured: pd.DataFrame | None, committed: pd.DataFrame | None = None
 ) -> Figure:
-    """Averages of a table: the published ones left, ours right, each on an axis of its own, with 95 % intervals."""
+    """Headline numbers of a table: published left, ours right, each on an axis of its own, with 95 % intervals.
+
+    A table that shows both rules has the strict one as hollow marks below.
+    """
     sns.set_theme(style="whitegrid", context="notebook")
     published = published_scores(table)
     sets = [(name, frame) for name, frame in (("this run", measured), ("committed records", committed))
@@ -38,37 +48,55 @@ def table_figure(
     positions = {row.key: len(rows) - i for i, row in enumerate(rows)}
     longest = max(len(row.label) for row in rows)
     width = (13 if longest < 32 else 15.5) if len(published) else 9
+    height = (0.8 if table.both_rules else 0.52) * len(rows) + 2.1
     figure, axes = plt.subplots(
-        1, 2 if len(published) else 1, figsize=(width, 0.52 * len(rows) + 2.1), layout="constrained", squeeze=False
+        1, 2 if len(published) else 1, figsize=(width, height), layout="constrained", squeeze=False
     )
     right = axes[0, -1]
     if len(published):
         _published_axis(axes[0, 0], table, published, {row: positions[row.key] for row in rows})
-    shifts = (0.14, -0.14) if len(sets) > 1 else (0.0,)
-    for (name, frame), shift, marker in zip(sets, shifts, "oD", strict=False):
-        for key, cell in frame[frame.column == "average"].set_index("row").iterrows():
-            y = positions[key] + shift
-            right.plot([100 * cell["low"], 100 * cell["high"]], [y, y], color=row_color(key), alpha=0.45, lw=2.5)
-            right.plot(100 * cell["mean"], y, marker, color=row_color(key), ms=7)
-            _beside(right, f"{100 * cell['mean']:.1f}", 100 * cell["high"], y)
-        right.plot([], [], marker, color="0.4", label=_seeds(name, frame), ls="")
-    columns = "benchmarks" if scale == "paper" else "suites"
+    rules = ("published", "strict") if table.both_rules else ("published",)
+    layers = [(name, frame, marker, rule) for (name, frame), marker in zip(sets, "oD", strict=False) for rule in rules]
+    for number, (name, frame, marker, rule) in enumerate(layers):
+        shift = 0.28 * ((len(layers) - 1) / 2 - number) / (1 if len(layers) < 3 else 1.4)
+        chosen = frame[(frame["column"] == table.headline_at(scale)) & (frame["rule"] == rule)]
+        for key, cell in chosen.set_index("row").iterrows():
+            _mark(right, cell, positions[key] + shift, row_color(key), marker, hollow=rule == "strict")
+        of_rule = f", {rule} rule" if table.both_rules else ""
+        face = "white" if rule == "strict" else "0.4"
+        right.plot([], [], marker, color="0.4", mfc=face, label=_seeds(name, frame, of_rule), ls="")
     kind = "Measured here" if scale == "paper" else f"Miniature ({scale}, not comparable)"
     right.set(
-        title=f"{kind}\nmean of {len(table.benchmarks_at(scale))} {columns}, %",
+        title=f"{kind}\n{_headline(table, scale)}, %",
         yticks=list(positions.values()),
         yticklabels=[row.label_at(scale) for row in rows],
     )
-    right.legend(loc="upper right", bbox_to_anchor=(1.0, -0.1), ncol=2, frameon=False, fontsize=9)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncol=2, frameon=False, fontsize=9)
     for axis in axes.flat:
         _finish(axis, len(rows))
+    implied = len(published) and all(column.is_count for column in table.printed_columns)
     figure.suptitle(
         f"{table.name}. Bars: 95 % intervals over items"
-        + (" (published: implied by the item counts alone)" if len(published) else ""),
+        + (" (published: implied by the item counts alone)" if implied else ""),
         fontsize=11,
         color="0.35",
     )
     return figure
+
+
+def _mark(axis: Axes, cell: pd.Series, y: float, color: str, marker: str, hollow: bool) -> None:
+    axis.plot([100 * cell["low"], 100 * cell["high"]], [y, y], color=color, alpha=0.45, lw=2.5)
+    axis.plot(100 * cell["mean"], y, marker, color=color, mfc="white" if hollow else color, ms=7)
+    _beside(axis, f"{100 * cell['mean']:.1f}", 100 * cell["high"], y)
+
+
+def _headline(table: Table, scale: str) -> str:
+    """What the headline number is: ``mean of 5 suites``, ``Total of Scenes``, or the column itself."""
+    if table.summary == "average":
+        return f"mean of {len(table.printed_columns)} {'benchmarks' if scale == 'paper' else 'suites'}"
+    if table.summary == "total":
+        return f"Total over {sum(column.printed for column in table.columns)} tasks"
+    return table.headline_title(scale)
 
 
 def _published_axis(axis: Axes, table: Table, published: pd.DataFrame, positions: Mapping) -> None:
@@ -77,15 +105,72 @@ def _published_axis(axis: Axes, table: Table, published: pd.DataFrame, positions
             _absent(axis, y)
             continue
         printed = published.loc[row.key]
-        low, high = implied_interval(printed, table.benchmarks)
+        value = printed[table.headline]
+        low, high = implied_interval(table, printed) or (value, value)
         axis.plot([low, high], [y, y], color=row_color(row.key), alpha=0.45, lw=2.5)
-        axis.plot(printed["Average"], y, "o", color=row_color(row.key), ms=8)
-        _beside(axis, f"{printed['Average']:.1f}", high, y)
+        axis.plot(value, y, "o", color=row_color(row.key), ms=8)
+        _beside(axis, f"{value:.{table.columns[0].digits}f}", high, y)
     axis.set(
-        title=f"Published (paper v3)\nmean of {len(table.benchmarks)} benchmarks, %",
+        title=f"{table.published_as.capitalize()}\n{_headline(table, 'paper')}, %",
         yticks=list(positions.values()),
-        yticklabels=[row.label for row in positions],
+        yticklabels=[
+            f"{row.label}, {source_name(row)}" if table.several_sources and row.published else row.label
+            for row in positions
+        ],
     )
+
+
+def columns_figure(table: Table, scale: str, ours: pd.DataFrame | None) -> Figure:
+    """Every column of a table: published values above, ours below with 95 % intervals, strict rule hollow.
+
+    Args:
+        ours: from ``tables.numbers.scores``; None or a row without lines: not measured.
+    """
+    sns.set_theme(style="whitegrid", context="notebook")
+    published, columns = published_scores(table), table.printed_columns
+    rows = table.rows_at(scale)
+    positions = {row.key: len(rows) - i for i, row in enumerate(rows)}
+    figure, axes = plt.subplots(
+        2,
+        len(columns),
+        figsize=(2.6 + 2.9 * len(columns), 1.15 * len(rows) + 2.2),
+        layout="constrained",
+        squeeze=False,
+        sharey="row",
+        height_ratios=[0.7, 1],
+    )
+    for above, below, column in zip(*axes, columns, strict=True):
+        for row in rows:
+            y, color = positions[row.key], row_color(row.key)
+            if row.key in published.index:
+                value = published.loc[row.key, column.title]
+                above.plot(value, y, "o", color=color, ms=7)
+                _beside(above, f"{value:.{column.digits}f}", value, y)
+            for rule, shift in (("published", 0.16), ("strict", -0.16)) if ours is not None else ():
+                cells = ours[(ours["row"] == row.key) & (ours["rule"] == rule)].set_index("column")
+                if column.name_at(scale) in cells.index:
+                    _mark(below, cells.loc[column.name_at(scale)], y + shift, color, "o", hollow=rule == "strict")
+        above.set(title=f"published\n{column.title}, %")
+        below.set(title=f"{column.title_at(scale)}, %")
+        for axis in (above, below):
+            _finish(axis, len(rows))
+            axis.margins(x=0.3)
+    axes[0, 0].set(
+        yticks=list(positions.values()),
+        yticklabels=[
+            f"{row.label} ({source_name(row)})" if table.several_sources and row.published else row.label
+            for row in rows
+        ],
+    )
+    axes[1, 0].set(yticks=list(positions.values()), yticklabels=[row.label_at(scale) for row in rows])
+    axes[1, 0].plot([], [], "o", color="0.4", label="published rule")
+    axes[1, 0].plot([], [], "o", color="0.4", mfc="white", label="strict rule")
+    figure.legend(
+        *axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncol=2, frameon=False, fontsize=9
+    )
+    kind = "measured here" if scale == "paper" else f"a miniature ({scale}, not comparable)"
+    figure.suptitle(f"{table.name}: above published, below {kind}; bars: 95 % over items", fontsize=11, color="0.35")
+    return figure
 
 
 def differences_figure(table: Table, scale: str, ours: pd.DataFrame, origin: str) -> Figure:
@@ -114,12 +199,16 @@ def differences_figure(table: Table, scale: str, ours: pd.DataFrame, origin: str
             if not set(pair) <= set(published.index):
                 _absent(left, y)
                 continue
-            gap, low, high = implied_difference(published.loc[pair[0]], published.loc[pair[1]], table.benchmarks)
-            left.plot([low, high], [y, y], color=GPG_BLUE, alpha=0.45, lw=2.5)
-            inside = low <= 0 <= high
-            left.plot(gap, y, "o", color=GPG_BLUE, ms=8, mfc="white" if inside else GPG_BLUE)
-            _beside(left, f"{gap:+.1f}", high, y)
-        left.set_title("Published (paper v3), points\nbars: implied by item counts, unpaired")
+            gap, low, high = implied_difference(table, published.loc[pair[0]], published.loc[pair[1]])
+            inside = low is not None and low <= 0 <= high
+            if low is not None:
+                left.plot([low, high], [y, y], color=GPG_BLUE, alpha=0.45, lw=2.5)
+            left.plot(gap, y, "x" if low is None else "o", color=GPG_BLUE, ms=8, mfc="white" if inside else GPG_BLUE)
+            _beside(left, f"{gap:+.1f}", gap if low is None else high, y)
+        bars = (
+            "bars: implied by item counts, unpaired" if low is not None else "no interval: no counts of right answers"
+        )
+        left.set_title(f"{table.published_as.capitalize()}, points\n{bars}")
     right = axes[0, -1]
     for pair, y in positions.items():
         if pair not in found:
@@ -145,7 +234,7 @@ def differences_figure(table: Table, scale: str, ours: pd.DataFrame, origin: str
     for axis in axes.flat:
         axis.axvline(0, color="0.3", lw=1)
         _finish(axis, len(pairs))
-    figure.suptitle(f"{table.name}: differences of Average", fontsize=11, color="0.35")
+    figure.suptitle(f"{table.name}: differences of {table.headline_title(scale)}", fontsize=11, color="0.35")
     return figure
 
 
@@ -178,43 +267,66 @@ def _finish(axis: Axes, num_rows: int) -> None:
     sns.despine(ax=axis, left=True)
 
 
-def _seeds(name: str, frame: pd.DataFrame) -> str:
+def _seeds(name: str, frame: pd.DataFrame, rule: str = "") -> str:
     most = int(frame["num_seeds"].max())
-    return f"{name} ({most} training seed{'s' if most > 1 else ''})"
+    return f"{name}{rule} ({most} training seed{'s' if most > 1 else ''})"
 
 
-def training_figure(curves: Mapping[str, Sequence[pd.DataFrame]], keys: Mapping[str, str], window: int = 10) -> Figure:
-    """Reward, alpha and within-group reward standard deviation against the step, one line per run, faint per seed.
+def training_figure(
+    curves: Mapping[str | None, Mapping[str, Sequence[pd.DataFrame]]], keys: Mapping[str, str], window: int = 10
+) -> Figure:
+    """Reward, alpha and within-group reward standard deviation against the step, one line per row, faint per seed.
+
+    Supervised trainings have none of the three and are named below.
 
     Args:
-        curves: label -> one frame of steps per seed (columns step, reward, alpha, reward_std).
+        curves: set -> label -> one frame of steps per seed (columns step, reward, alpha, reward_std); a line of axes
+            per set, ``None`` where all rows train on one.
         keys: label -> row key, for the colour.
         window: steps of the centred moving average.
     """
     sns.set_theme(style="whitegrid", context="notebook")
     panels = (("reward", "sampled reward"), ("alpha", "α = B/(B−M)"), ("reward_std", "mean within-group reward std"))
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.1), layout="constrained")
-    styles = ["-", "--", ":", "-."]
-    palette = dict(zip(curves, sns.color_palette("colorblind", len(curves)), strict=True))
-    used: dict[str, int] = {}
-    for label, frames in curves.items():
-        color = row_color(keys[label])
-        style = styles[used.setdefault(color, 0) % len(styles)]
-        used[color] += 1
-        if len(curves) > 5:  # too many for two colours
-            color, style = palette[label], "-"
-        for axis, (column, _) in zip(axes, panels, strict=True):
-            smooth = [smoothed(frame, column, window) for frame in frames]
-            for line in smooth if len(smooth) > 1 and len(curves) <= 5 else []:
-                axis.plot(line.index, line, color=color, alpha=0.2, lw=1, ls=style)
-            mean = pd.concat(smooth, axis=1).mean(axis=1)
-            axis.plot(mean.index, mean, color=color, ls=style, lw=1.8, label=label)
-    for axis, (_, title) in zip(axes, panels, strict=True):
-        axis.set(xlabel="optimiser step", title=title)
-        axis.title.set_fontsize(11.5)
-        sns.despine(ax=axis)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3, frameon=False, fontsize=10)
+    height = 4.1 if len(curves) == 1 else 2.7 * len(curves) + 0.6
+    figure, axes = plt.subplots(len(curves), 3, figsize=(13, height), layout="constrained", squeeze=False)
+    supervised: dict[str, None] = {}
+    for line_of_axes, (name, rows) in zip(axes, curves.items(), strict=True):
+        drawn = {label: frames for label, frames in rows.items() if all("reward" in frame for frame in frames)}
+        supervised |= dict.fromkeys(label for label in rows if label not in drawn)
+        looks = _looks(drawn, keys)
+        for axis, (column, title) in zip(line_of_axes, panels, strict=True):
+            for label, frames in drawn.items():
+                color, style = looks[label]
+                smooth = [smoothed(frame, column, window) for frame in frames]
+                for line in smooth if len(smooth) > 1 and len(drawn) <= 5 else []:
+                    axis.plot(line.index, line, color=color, alpha=0.2, lw=1, ls=style)
+                mean = pd.concat(smooth, axis=1).mean(axis=1)
+                axis.plot(mean.index, mean, color=color, ls=style, lw=1.8, label=label)
+            axis.set(title=title if name is None else f"{name}: {title}", xlabel="optimiser step")
+            axis.title.set_fontsize(11.5)
+            sns.despine(ax=axis)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncol=3, frameon=False, fontsize=10
+    )
+    if supervised:
+        figure.suptitle(f"{', '.join(supervised)}: supervised, no rewards", fontsize=10, color="0.35")
     return figure
+
+
+def _looks(labels: Iterable[str], keys: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Colour and line style of each row: the rows' own colours, told apart by style; a palette where they are many."""
+    labels, styles = list(labels), ["-", "--", ":", "-."]
+    if len(labels) > 5:  # too many for two colours
+        return {
+            label: (color, "-")
+            for label, color in zip(labels, sns.color_palette("colorblind", len(labels)), strict=True)
+        }
+    looks, used = {}, Counter()
+    for label in labels:
+        color = row_color(keys[label])
+        looks[label] = (color, styles[used[color] % len(styles)])
+        used[color] += 1
+    return looks
 
 
 def smoothed(frame: pd.DataFrame, column: str, window: int = 10) -> pd.Series:

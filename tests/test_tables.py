@@ -18,14 +18,12 @@ from gpg_repro.recipe import load_recipe
 from gpg_repro.tables import TABLES, control, get_table, reference, report, table_02, table_09, table_12
 from gpg_repro.tables.base import TINY_SUITES, RowRuns, published_scores
 from gpg_repro.tables.files import write_report
+from gpg_repro.tables.layouts import comparison_layout, flat, layout
 from gpg_repro.tables.numbers import (
     all_pairs,
-    comparison_layout,
     difference,
     differences,
-    flat,
     gains,
-    layout,
     scores,
     training_layout,
     training_summary,
@@ -181,7 +179,7 @@ def test_the_control_differs_in_alpha_and_clipping_only():
 
 
 def test_scores_by_hand(made):
-    frame = scores(TABLE, made, "tiny").set_index(["row", "column"])
+    frame = scores(TABLE, made, "tiny").query("rule == 'published'").set_index(["row", "column"])
     base, gpg = frame.loc["base", "average"], frame.loc["gpg_rs1", "average"]
     assert base["mean"] == pytest.approx(8 / 20) and base["num_items"] == 100 and base["failed"] == 0
     assert gpg["mean"] == pytest.approx(13 / 20)  # mean of 12/20 and 14/20
@@ -270,7 +268,8 @@ def test_committed_records_alone_stand_in_full(made):
     frame = layout(TABLE, "tiny", None, scores(TABLE, made, "tiny"))
     (block,) = {top for top, _ in frame.columns} - {"published (paper v3)"}
     assert block == "miniature, committed records (not comparable)"
-    assert len([c for top, c in frame.columns if top == block]) == 7
+    ours = [c for top, c in frame.columns if top == block]
+    assert len(ours) == 8 and ours[-2:] == ["Average, strict rule", "n"]
     assert frame.loc["GPG on tiny_s1", (block, "Average")].endswith("; seeds 60.0–70.0")
 
 
@@ -296,7 +295,7 @@ def test_training_summary_by_hand(tmp_path):
 
 def test_implied_interval_by_hand():
     """GPG-RS1: se = sqrt(sum p(1-p)/n)/5; AIME24 .333*.667/30 = .0074 is most of it."""
-    low, high = implied_interval(published_scores(TABLE).loc["gpg_rs1"], TABLE.benchmarks)
+    low, high = implied_interval(TABLE, published_scores(TABLE).loc["gpg_rs1"])
     assert (low + high) / 2 == pytest.approx(55.7)
     assert (high - low) / 2 == pytest.approx(4.5, abs=0.2)
 
@@ -304,8 +303,8 @@ def test_implied_interval_by_hand():
 def test_implied_difference_adds_the_variances():
     published = published_scores(TABLE)
     mine, other = published.loc["gpg_rs1"], published.loc["grpo_rs1"]
-    gap, low, high = implied_difference(mine, other, TABLE.benchmarks)
-    halves = [(b - a) / 2 for a, b in (implied_interval(row, TABLE.benchmarks) for row in (mine, other))]
+    gap, low, high = implied_difference(TABLE, mine, other)
+    halves = [(b - a) / 2 for a, b in (implied_interval(TABLE, row) for row in (mine, other))]
     assert gap == pytest.approx(2.6)
     assert (high - low) / 2 == pytest.approx((halves[0] ** 2 + halves[1] ** 2) ** 0.5)
     assert 6.0 < (high - low) / 2 < 6.8 and low < 0 < high
@@ -487,7 +486,7 @@ def test_a_table_takes_the_base_its_rows_started_from(tmp_path):
         run = json.loads((folder / "run.json").read_text())
         run["model"]["weights"] = weights
         (folder / "run.json").write_text(json.dumps(run))
-    assert base_record("tiny", [], tmp_path).parent.name == "aaaaaaaa"  # nothing to go by
+    assert base_record("tiny", [], TINY_SUITES, tmp_path).parent.name == "aaaaaaaa"  # nothing to go by
     row = tmp_path / "tiny" / "table3_gpg_rs1" / "seed0"
     fake_evaluation(row, 9)
     training = fake_training(row / "training", [{}])
@@ -521,7 +520,7 @@ def test_committed_records_hold_three_seeds_and_reproduce():
     by_key = {entry.row.key: entry for entry in found}
     assert set(by_key) == {row.key for row in TABLE.rows_at("tiny")}
     frame = scores(TABLE, found, "tiny")
-    averages = frame[frame.column == "average"].set_index("row")
+    averages = frame.query("column == 'average' and rule == 'published'").set_index("row")
     for key, entry in by_key.items():
         assert len(entry.folders) == (1 if key == "base" else 3)
         assert list(entry.trainings) == ([] if key == "base" else [0, 1, 2])
@@ -554,7 +553,7 @@ def test_driver_goes_on_after_a_failure_and_resumes(tmp_path, monkeypatch, capsy
     _weights(monkeypatch)
     made, broken = [], {"table12_gpg_kl"}
 
-    def run_row(table, recipe, like, *, engine, root, progress):
+    def run_row(table, row, recipe, like, *, engine, root, progress):
         name = recipe.name if recipe else "base"
         if name in broken:
             raise RuntimeError("out of memory")

@@ -13,6 +13,10 @@ from gpg_repro.tables.base import Table
 TABLES = {
     "1": ("table_01", "TABLE"),
     "3": ("table_03", "TABLE"),
+    "5": ("table_05", "TABLE"),
+    "6": ("table_06", "TABLE"),
+    "7": ("table_07", "TABLE"),
+    "8": ("table_08", "TABLE"),
     "10": ("table_10", "TABLE"),
     "11": ("table_11", "TABLE"),
     "12": ("table_12", "TABLE"),

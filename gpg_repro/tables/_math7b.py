@@ -3,9 +3,7 @@
 No checkpoint of these rows was published. Their miniatures differ from one another only in the switch under study.
 """
 
-from gpg_repro.tables.base import MATH_BENCHMARKS, TINY_SUITES, Row
-
-COLUMNS = {"benchmarks": MATH_BENCHMARKS, "tiny_benchmarks": TINY_SUITES}
+from gpg_repro.tables.base import Row
 
 BASE_ROW = Row(
     key="base",

@@ -2,23 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
 from eval_harness.benchmarks import get_benchmark
 from gpg_repro.published import published_table
 
-MATH_BENCHMARKS = ("aime24", "math500", "amc23", "minerva", "olympiadbench")
-TINY_SUITES = ("tiny_sums", "tiny_differences", "tiny_products", "tiny_chains", "tiny_remainders")
 BASE = "base"
 """Key of the untrained row, and the name of its run."""
+RULES = ("published", "strict")
+"""What produced the paper's number; what a careful reader would call correct."""
+SCORE, MASK_IOU = "score", "mask_iou"
+"""The grader's mark; the mark that ``eval_harness.masks`` adds. Other metrics are names of ``Sample.extra``."""
+SAME_MARK = 0.01
+"""Marks of the two rules that differ by no more are one mark (IoUs differ in the sixth digit by their formulas)."""
+_METRICS = {MASK_IOU: "mask IoU", "tag": "tag only"}
+_SOURCES = {"paper-v3": "paper v3", "readme": "README", "poster": "poster"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: a benchmark, or one of its groups, under one metric."""
+
+    title: str
+    """As published."""
+    benchmark: str
+    tiny_benchmark: str
+    group: str | None = None
+    metric: str = SCORE
+    digits: int = 1
+    """Decimals of the published percentages."""
+    is_count: bool = True
+    """The published percentage is a count of right answers, so the item count says how sure it is."""
+    printed: bool = True
+    """The paper has this column."""
+
+    def benchmark_at(self, scale: str) -> str:
+        """The real benchmark at paper scale, the tiny one below."""
+        return self.benchmark if scale == "paper" else self.tiny_benchmark
+
+    def name_at(self, scale: str) -> str:
+        """Name in the CSV file: ``aime24``, ``lisa/val``, ``lisa/test/mask_iou``."""
+        metric = None if self.metric == SCORE else self.metric
+        return "/".join(part for part in (self.benchmark_at(scale), self.group, metric) if part)
+
+    def title_at(self, scale: str) -> str:
+        """Heading; a tiny column has a name of its own."""
+        if scale == "paper":
+            return self.title
+        parts = (self.group, None if self.metric == SCORE else _METRICS.get(self.metric, self.metric))
+        return ": ".join([get_benchmark(self.tiny_benchmark).title, *(part for part in parts if part)])
+
+    @property
+    def num_items(self) -> int:
+        """Items behind the published number."""
+        benchmark = get_benchmark(self.benchmark)
+        return benchmark.groups[self.group] if self.group else benchmark.num_items
+
+
+MATH_COLUMNS = (
+    Column("AIME24", "aime24", "tiny_sums"),
+    Column("MATH-500", "math500", "tiny_differences"),
+    Column("AMC23", "amc23", "tiny_products"),
+    Column("Minerva", "minerva", "tiny_chains"),
+    Column("OlympiadBench", "olympiadbench", "tiny_remainders"),
+)
+TINY_SUITES = tuple(column.tiny_benchmark for column in MATH_COLUMNS)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the published method it stands for, the hub model that is it, the recipe that makes it."""
+    """One row: the published method it stands for, the hub model that is it, the recipe or recipes that make it."""
 
     key: str
     label: str
@@ -28,14 +86,29 @@ class Row:
     """Method of the published table."""
     published_in: str | None = None
     """Another published table that prints the row."""
+    published_source: str = "paper-v3"
+    """Where its numbers are printed; a row has one source."""
     recipe: str | None = None
+    recipes: tuple[str, ...] = ()
+    """One recipe per column, in the columns' order, where each column has a training of its own."""
+    column: str | None = None
+    """Title of the only column this row is measured on; set for the parts of a row with several recipes."""
+    paper_recipe: bool = True
+    """Its recipes exist at paper scale; not so where the paper copied a row whose settings are not stated."""
     hub: str | None = None
     hub_revision: str | None = None
     note: str = ""
 
     @property
+    def trained(self) -> bool:
+        """Whether a recipe of ours stands behind the row."""
+        return bool(self.recipe or self.recipes)
+
+    @property
     def run(self) -> str:
         """Name under which the row's records are kept; rows of several tables share one."""
+        if self.recipes:
+            raise ValueError(f"row {self.key} has {len(self.recipes)} runs; ask its parts")
         return self.recipe or BASE
 
     def label_at(self, scale: str) -> str:
@@ -50,14 +123,18 @@ class Table:
     stem: str
     """Name of its files: ``table03``."""
     title: str
-    benchmarks: tuple[str, ...]
-    tiny_benchmarks: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    summary: Literal["average", "total"] | None = "average"
+    """``average``: plain mean of the columns. ``total``: the benchmark's own total (published rule: every item weighs
+    the same; strict rule: its card's strata). None: no column sums the table up and the first one is compared."""
     number: int | None = None
     published: str | None = None
     """Name of the published table; None: the paper prints no such numbers."""
     comparisons: tuple[tuple[str, str], ...] = ()
     """Pairs (row, baseline) of keys: what the table is read for."""
+    both_rules: bool = False
+    """The two rules can differ much, so the strict one has a block of its own."""
 
     @property
     def name(self) -> str:
@@ -69,13 +146,69 @@ class Table:
         """Title of the written files."""
         return f"Table {self.number}: {self.title}" if self.number else self.title
 
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """The real benchmarks behind the columns."""
+        return self.benchmarks_at("paper")
+
     def benchmarks_at(self, scale: str) -> tuple[str, ...]:
-        """The columns: real benchmarks at paper scale, the tiny suites below."""
-        return self.benchmarks if scale == "paper" else self.tiny_benchmarks
+        """The benchmarks behind the columns, each once: the real ones at paper scale, the tiny ones below."""
+        return tuple(dict.fromkeys(column.benchmark_at(scale) for column in self.columns))
 
     def rows_at(self, scale: str) -> list[Row]:
         """The rows that exist at a scale."""
         return [row for row in self.rows if (scale == "paper" or row.tiny_label is not None)]
+
+    def parts(self, row: Row) -> list[Row]:
+        """The runs behind a row as rows of their own: itself, or one part per column."""
+        if not row.recipes:
+            return [row]
+        tiny = row.tiny_label
+        return [
+            replace(
+                row,
+                recipe=recipe,
+                recipes=(),
+                column=column.title,
+                label=f"{row.label}, {column.title}",
+                tiny_label=None if tiny is None else f"{tiny}, {column.title_at('tiny')}",
+            )
+            for column, recipe in zip(self.columns, row.recipes, strict=True)
+        ]
+
+    def measured_on(self, row: Row, scale: str) -> tuple[str, ...]:
+        """The benchmarks one run (a row with one recipe, or a part) is measured on."""
+        own = [c.benchmark_at(scale) for c in self.columns if row.column in (None, c.title)]
+        return tuple(dict.fromkeys(own))
+
+    @property
+    def printed_columns(self) -> tuple[Column, ...]:
+        """The columns that the paper has."""
+        return tuple(column for column in self.columns if column.printed)
+
+    @property
+    def headline(self) -> str:
+        """Title of the number that is compared: Average, Total, or the first column as published."""
+        return self.summary.capitalize() if self.summary else self.columns[0].title
+
+    def headline_at(self, scale: str) -> str:
+        """The same under its name in the CSV file: ``average``, ``total`` or the first column's."""
+        return self.summary or self.columns[0].name_at(scale)
+
+    def headline_title(self, scale: str) -> str:
+        """Heading of that number at a scale."""
+        return self.headline if self.summary else self.columns[0].title_at(scale)
+
+    @property
+    def published_as(self) -> str:
+        """Heading of the published numbers: names the source, or says that each row names its own."""
+        sources = list(dict.fromkeys(row.published_source for row in self.rows if row.published))
+        return f"published ({_SOURCES[sources[0]]})" if len(sources) == 1 else "published (source by row)"
+
+    @property
+    def several_sources(self) -> bool:
+        """Whether published rows come from more than one source."""
+        return len({row.published_source for row in self.rows if row.published}) > 1
 
 
 @dataclass(frozen=True)
@@ -83,19 +216,35 @@ class RowRuns:
     """The evaluation folders of one row, by training seed, and the training folders behind them."""
 
     row: Row
-    folders: dict[int, Path]
+    folders: dict[int, Path] = field(default_factory=dict)
     trainings: dict[int, Path] = field(default_factory=dict)
+    parts: dict[str, RowRuns] = field(default_factory=dict)
+    """Column title -> its run, where each column has a training of its own; the folders are then those of the parts."""
+
+    def of(self, column: Column) -> RowRuns | None:
+        """The run that measured a column; None: it was not measured."""
+        return self.parts.get(column.title) if self.row.recipes else self
+
+    @property
+    def runs(self) -> Sequence[RowRuns]:
+        """One entry per recipe."""
+        return list(self.parts.values()) if self.row.recipes else [self]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Training seeds that every run of the row has."""
+        return sorted(set.intersection(*(set(run.folders) for run in self.runs))) if self.runs else []
 
 
-def column_title(name: str) -> str:
-    """Heading of a column."""
-    return "Average" if name == "average" else get_benchmark(name).title
+def source_name(row: Row) -> str:
+    """Where a row's published numbers are printed, for people."""
+    return _SOURCES[row.published_source]
 
 
-def published_scores(table: Table, source: str = "paper-v3") -> pd.DataFrame:
-    """The published rows in the table's order: index row key, columns Average and the benchmarks, in percent."""
+def published_scores(table: Table) -> pd.DataFrame:
+    """The published rows in the table's order, each from its own source: index row key, columns as printed, percent."""
     rows = {
-        row.key: published_table(row.published_in or table.published, source).loc[row.published]
+        row.key: published_table(row.published_in or table.published, row.published_source).loc[row.published]
         for row in table.rows
         if row.published
     }

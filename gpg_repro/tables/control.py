@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from gpg_repro.tables._math7b import BASE_ROW, COLUMNS
-from gpg_repro.tables.base import Row, RowRuns, Table
+from gpg_repro.tables._math7b import BASE_ROW
+from gpg_repro.tables.base import MATH_COLUMNS, Row, RowRuns, Table
 from gpg_repro.tables.numbers import difference, training_summary, verdict
 from gpg_repro.tables.table_01 import GPG, GPG_AGE
 
@@ -23,7 +23,7 @@ def _row(key: str, label: str, recipe: str, note: str = "") -> Row:
 TABLE = Table(
     stem="control_alpha",
     title="Control: α under AdamW, with and without clipping (ours)",
-    **COLUMNS,
+    columns=MATH_COLUMNS,
     rows=(
         replace(BASE_ROW, published=None),
         _row("age_clipped", "α = B/(B−M), clipped", GPG_AGE.recipe, "the run of Table 1"),

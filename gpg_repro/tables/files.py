@@ -45,7 +45,7 @@ def write_report(
         if title:
             markdown.append(f"## {title}")
             page.append(f"<h2>{html.escape(title)}</h2>")
-        markdown.append(_flat_columns(frame).to_markdown())
+        markdown.append(_flat_columns(frame).to_markdown(disable_numparse=True))
         page.append(frame.to_html(justify="center", border=0))
     markdown.append("\n".join(f"- {note}" for note in notes))
     page.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")

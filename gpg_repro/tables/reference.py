@@ -18,7 +18,7 @@ from eval_harness import records
 from eval_harness.errors import UserError
 from eval_harness.models import check_model
 from gpg_repro.paths import results as default_results
-from gpg_repro.recipe import load_recipe, recipe_names
+from gpg_repro.recipe import Recipe, load_recipe, recipe_names
 from gpg_repro.tables import TABLES, get_table
 from gpg_repro.tables.base import BASE, Row, RowRuns, Table
 from gpg_repro.tables.runs import REFERENCE, reference_folder, run_row, save_reference
@@ -28,10 +28,21 @@ Job = tuple[Table, Row, int]
 
 def jobs(tables: Iterable[str], scale: str, seeds: Iterable[int]) -> list[Job]:
     """What the tables need, each recipe and seed once, in the tables' order, seed by seed; the base is seed 0."""
-    rows = {row.run: (table, row) for table in map(get_table, tables) for row in table.rows_at(scale)}
+    rows = {
+        (part.run, table.benchmarks_at(scale) if part.run == BASE else None): (table, part)
+        for table in map(get_table, tables)
+        for row in table.rows_at(scale)
+        for part in table.parts(row)
+    }  # bases of two tables are one where they are measured on the same suites
     return [
-        (table, row, seed) for seed in seeds for run, (table, row) in rows.items() if run != BASE or seed == 0
+        (table, row, seed) for seed in seeds for (run, _), (table, row) in rows.items() if run != BASE or seed == 0
     ]  # fmt: skip
+
+
+def any_recipe(table: Table, scale: str) -> Recipe:
+    """A recipe of the table: all start from one base."""
+    parts = (part for row in table.rows_at(scale) for part in table.parts(row))
+    return load_recipe(next(part.recipe for part in parts if part.recipe), scale=scale)
 
 
 def is_committed(row: Row, scale: str, seed: int, base_weights: str, target: Path = REFERENCE) -> bool:
@@ -82,13 +93,17 @@ def make(
     absent = sorted({row.recipe for _, row, _ in todo if row.recipe} - set(recipe_names()))
     if absent:
         raise UserError(f"no such recipes yet: {', '.join(absent)}. Choose other --tables.")
-    like = load_recipe(next(row.recipe for _, row, _ in todo if row.recipe), scale=scale)
-    base_weights = check_model(base_model(like, progress))["weights"]
+    likes = {table.stem: any_recipe(table, scale) for table, _, _ in todo}
+    weights = {
+        base: check_model(base_model(like, progress))["weights"]
+        for base, like in {like.setup.base: like for like in likes.values()}.items()
+    }
     failures = []
     for number, (table, row, seed) in enumerate(todo, start=1):
+        like = likes[table.stem]
         name = f"{row.run} seed {seed}"
         head = f"[{number}/{len(todo)}] {name}"
-        if not again and is_committed(row, scale, seed, base_weights, target):
+        if not again and is_committed(row, scale, seed, weights[like.setup.base], target):
             print(f"{head}: committed", flush=True)
             continue
         print(f"{head} ...", flush=True)
@@ -96,7 +111,7 @@ def make(
         try:
             recipe = load_recipe(row.recipe, scale=scale, seed=seed) if row.recipe else None
             root = (results or default_results()) / "runs"
-            folder, training = run_row(table, recipe, like, engine=engine, root=root, progress=progress)
+            folder, training = run_row(table, row, recipe, like, engine=engine, root=root, progress=progress)
             runs = RowRuns(row, {seed: folder}, {} if training is None else {seed: training})
             save_reference([runs], scale, target)
         except Exception as error:  # hours of other runs must not be lost; told below, and the exit status says so

@@ -10,27 +10,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from eval_harness import records
-from gpg_repro import plots
+from eval_harness.benchmarks import get_benchmark
+from gpg_repro import gallery, plots
 from gpg_repro.paths import results as default_results
 from gpg_repro.tables import get_table
 from gpg_repro.tables.base import BASE, RowRuns, Table, published_scores
 from gpg_repro.tables.files import save_figure, write_report
+from gpg_repro.tables.layouts import comparison_layout, flat, layout, provenance
 from gpg_repro.tables.numbers import (
     MIN_SEEDS,
     all_pairs,
     bases,
-    comparison_layout,
     differences,
-    flat,
     gains,
-    layout,
-    provenance,
     scores,
     training_layout,
     training_summary,
     verdict,
 )
 from gpg_repro.tables.printed import arithmetic_notes, implied_difference
+from gpg_repro.tables.rules import disagreement_layout, disagreements
 from gpg_repro.tables.runs import REFERENCE, check_scale, reference_runs, run_table, save_reference
 
 
@@ -61,8 +60,35 @@ class Report:
         return "committed records" if self.source is self.reference else "this run"
 
     def figure(self) -> Figure:
-        """The averages, published left and ours right; also written to ``results/figures/<scale>/``."""
+        """The headline numbers, published left and ours right; also written to ``results/figures/<scale>/``."""
         return self._saved(plots.table_figure(self.table, self.scale, self.measured, self.pooled), "")
+
+    def columns_figure(self) -> Figure:
+        """Column by column, published above and ours below, both rules."""
+        frame = self.pooled if self.source is self.reference else self.measured
+        return self._saved(plots.columns_figure(self.table, self.scale, frame), "_columns")
+
+    def gallery(self, *rows: str, num: int = 6, data_root: Path | None = None) -> gallery.Gallery:
+        """Some items as seen by these rows (first training seed), disagreements of the two rules first.
+
+        Args:
+            rows: keys of rows; those that were not measured are left out.
+            num: items in all, spread over the table's benchmarks and groups.
+            data_root: local copies of the benchmarks, for the images.
+        """
+        shown = [entry for key in rows for entry in self.source if entry.row.key == key]
+        folders = {
+            name: {
+                entry.row.label_at(self.scale): run.folders[min(run.folders)]
+                for entry in shown
+                for run in entry.runs
+                if name in self.table.measured_on(run.row, self.scale)
+            }
+            for name in self.table.benchmarks_at(self.scale)
+        }
+        made = gallery.build(folders, num=num, data_root=data_root, title=f"{self.table.name}, scale {self.scale}")
+        made.write(self.results / "figures" / self.scale / f"{self.table.stem}_gallery.html")
+        return made
 
     def differences_figure(self) -> Figure | None:
         """The table's comparisons, published left and ours right; None if nothing can be compared."""
@@ -73,25 +99,33 @@ class Report:
 
     def training_figure(self) -> Figure | None:
         """Curves of the trainings behind ``source``; None if there are none."""
-        curves, keys = {}, {}
+        titles, keys = {column.title: column.title_at(self.scale) for column in self.table.columns}, {}
+        curves: dict[str | None, dict[str, list[pd.DataFrame]]] = {}
         for entry in self.source:
-            if entry.trainings:
-                label = entry.row.label_at(self.scale)
-                curves[label] = [records.steps_frame(folder) for folder in entry.trainings.values()]
-                keys[label] = entry.row.key
+            for run in entry.runs:
+                if run.trainings:
+                    label = entry.row.label_at(self.scale)
+                    frames = [records.steps_frame(folder) for folder in run.trainings.values()]
+                    curves.setdefault(titles.get(run.row.column), {})[label] = frames
+                    keys[label] = entry.row.key
         return self._saved(plots.training_figure(curves, keys), "_training") if curves else None
 
-    def gains(self) -> pd.DataFrame:
+    def gains(self, rule: str = "published") -> pd.DataFrame:
         """Paired gains of every row over our own base."""
-        return gains(self.table, self.source, self.scale)
+        return gains(self.table, self.source, self.scale, rule=rule)
 
-    def differences(self) -> pd.DataFrame:
+    def differences(self, rule: str = "published") -> pd.DataFrame:
         """Paired differences of the pairs the table is read for."""
-        return differences(self.table, self.source, self.scale)
+        return differences(self.table, self.source, self.scale, rule=rule)
 
     def comparisons(self) -> pd.DataFrame:
         """The same as people read it, the published differences beside ours."""
-        return comparison_layout(self.table, self.scale, self.differences())
+        strict = self.differences("strict") if self.table.both_rules else None
+        return comparison_layout(self.table, self.scale, self.differences(), strict)
+
+    def rules(self) -> pd.DataFrame:
+        """How often the two rules disagree, row by row, and what the graders noticed."""
+        return disagreement_layout(disagreements(self.table, self.source, self.scale))
 
     def trainings(self) -> pd.DataFrame:
         """What the trainings did: alpha, clipping, draws, cost."""
@@ -105,7 +139,7 @@ class Report:
 
     def summary(self) -> str:
         """What we see, computed from the numbers above."""
-        parts = [_gains_text(self), _differences_text(self), _published_text(self.table)]
+        parts = [_gains_text(self), _differences_text(self), _rules_text(self), _published_text(self.table)]
         return "\n\n".join(part for part in parts if part)
 
     def save_reference(self, target: Path = REFERENCE) -> list[Path]:
@@ -140,7 +174,7 @@ def build_table(
     check_scale(scale, seeds)
     table, results = get_table(name), results or default_results()
     committed = reference_runs(table, scale, reference)
-    trained = [entry for entry in committed if entry.row.recipe]
+    trained = [entry for entry in committed if entry.row.trained]
     runs = []
     if seeds or not trained:
         runs = run_table(
@@ -170,7 +204,9 @@ def build_table(
     sections = [(None, report.frame)]
     if len(report.differences()):
         sections.append((f"Comparisons ({report.origin})", report.comparisons()))
-    if any(entry.trainings for entry in report.source):
+    if table.both_rules and report.source:
+        sections.append((f"The two rules ({report.origin})", report.rules()))
+    if any(run.trainings for entry in report.source for run in entry.runs):
         sections.append((f"Trainings ({report.origin})", report.trainings()))
     write_report(table.stem, table.heading, sections, report.notes, scale, long, results)
     return report
@@ -180,10 +216,7 @@ def notes_for(table: Table, scale: str, runs: Sequence[RowRuns], committed: Sequ
     """What a reader must know beside the numbers."""
     notes = []
     if table.published:
-        notes += [
-            f"Published numbers: {table.published} of arXiv 2504.02546v3, in percent, one sample per problem.",
-            "Implied 95 %: what the item counts alone imply for a published Average; training seeds are not in it.",
-        ]
+        notes += _published_notes(table)
     elif not len(published_scores(table)):
         notes.append("The paper prints no numbers for this table; it is ours.")
     if scale != "paper":
@@ -192,6 +225,7 @@ def notes_for(table: Table, scale: str, runs: Sequence[RowRuns], committed: Sequ
             "method, not a reproduction of the paper's scores; its columns share nothing with the benchmarks."
         )
     notes.append("Ours: percent [95 % interval over items]; n = training seeds × items.")
+    notes += _rule_notes(table, scale)
     notes.append(
         "Differences are paired on items; the first interval covers items only, the second (Student's t, from "
         f"{MIN_SEEDS} seeds on) training seeds. Two rows count as told apart when every interval given excludes zero; "
@@ -200,7 +234,7 @@ def notes_for(table: Table, scale: str, runs: Sequence[RowRuns], committed: Sequ
     notes += [f"{row.label}: {row.note}." for row in table.rows_at(scale) if row.note]
     if table.published:
         notes += [f"Arithmetic of the paper's own numbers. {note}" for note in arithmetic_notes(table)]
-    for entry in [*runs, *committed]:
+    for entry in (run for row in [*runs, *committed] for run in row.runs):
         for seed, folder in entry.folders.items():
             run = records.read_run(folder)
             failed = sum(result.failed for result in run.benchmarks.values())
@@ -209,12 +243,19 @@ def notes_for(table: Table, scale: str, runs: Sequence[RowRuns], committed: Sequ
     for origin, entries in (("this run", runs), ("committed records", committed)):
         notes += _base_notes(origin, entries)
     if scale == "paper":
-        absent = {row.key for row in table.rows} - {entry.row.key for entry in runs}
+        found = {part.row.recipe for entry in runs for part in entry.runs}
         notes += [
-            f"{row.label}: not measured; no checkpoint was published, train it with `make train RECIPE={row.recipe} "
+            f"{part.label}: not measured; no checkpoint was published, train it with `make train RECIPE={part.recipe} "
             "SCALE=paper`."
             for row in table.rows
-            if row.key in absent and row.recipe
+            for part in table.parts(row)
+            if part.recipe and part.paper_recipe and part.recipe not in found
+        ]
+        notes += [
+            f"{row.label}: not measured; the paper copied the row from another report whose settings are not stated, "
+            "so there is no recipe at paper scale."
+            for row in table.rows
+            if not row.paper_recipe
         ]
     elif not runs:
         absent = {row.key for row in table.rows_at(scale)} - {entry.row.key for entry in committed}
@@ -222,9 +263,40 @@ def notes_for(table: Table, scale: str, runs: Sequence[RowRuns], committed: Sequ
     return notes
 
 
+def _published_notes(table: Table) -> list[str]:
+    notes = [f"Published numbers: {table.published} of arXiv 2504.02546v3, in percent, one sample per problem."]
+    if table.several_sources:
+        notes.append(
+            "Rows marked README: the same table in the authors' README (the poster has its numbers too). The sources "
+            "print different GPG numbers because two methods stand behind them, so each has a row of its own."
+        )
+    if all(column.is_count for column in table.printed_columns):
+        notes.append(
+            f"Implied 95 %: what the item counts alone imply for a published {table.headline}; training seeds are not "
+            "in it."
+        )
+    return notes
+
+
+def _rule_notes(table: Table, scale: str) -> list[str]:
+    if not table.both_rules:
+        return ["Strict rule: a careful reader's; a column of its own where the graders mark by it as well."]
+    notes = [
+        "Published rule: what produced the paper's number, quirks and all. Strict rule: what a careful reader would "
+        "call correct (docs/graders.md). Both mark the same completions.",
+    ]
+    strata = get_benchmark(table.benchmarks_at(scale)[0]).strict_strata
+    if table.summary == "total" and strata:
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in strata.items())
+        notes.append(
+            f"Total, published rule: every item weighs the same. Strict rule: the benchmark's own ({weights})."
+        )
+    return notes
+
+
 def _base_notes(origin: str, entries: Sequence[RowRuns]) -> list[str]:
     """Says which rows did not start from the base that the base row shows."""
-    own = next((bases(entry) for entry in entries if entry.row.recipe is None), set())
+    own = next((bases(entry) for entry in entries if not entry.row.trained), set())
     strangers = [entry.row.label for entry in entries if own and bases(entry) and bases(entry) != own]
     if not strangers:
         return []
@@ -236,7 +308,7 @@ def _base_notes(origin: str, entries: Sequence[RowRuns]) -> list[str]:
 
 def most_seeds(runs: Sequence[RowRuns]) -> int:
     """Training seeds of the row that has most."""
-    return max((len(entry.folders) for entry in runs), default=0)
+    return max((len(entry.seeds) for entry in runs), default=0)
 
 
 def _plural(count: int, noun: str) -> str:
@@ -245,18 +317,20 @@ def _plural(count: int, noun: str) -> str:
 
 def _gains_text(report: Report) -> str:
     frame = report.gains()
+    strict = report.gains("strict") if report.table.both_rules else None
     if not len(frame):
         return "The base these rows started from was not measured, so no gain over it can be computed."
     lines = [
         f"- **{g.label}**: {g.difference:+.1f} points over our own base [{g.low:+.1f}, {g.high:+.1f}], "
-        f"{g.num_items} items, {_plural(g.num_seeds, 'training seed')}{_seed_text(g)}"
+        f"{g.num_items} items, {_plural(g.num_seeds, 'training seed')}{_seed_text(g)}{_strict_text(g, strict)}"
         for g in frame.itertuples()
     ]
     unsure = [g.label for g in frame.itertuples() if not g.apart]
     verdict = (
         f"Not told apart from the base: {', '.join(unsure)}." if unsure else "Every row is told apart from the base."
     )
-    return f"Paired gains ({report.origin}, scale {report.scale}):\n\n" + "\n".join(lines) + f"\n\n{verdict}"
+    number = "" if report.table.summary == "average" else f" in {report.table.headline_title(report.scale)}"
+    return f"Paired gains{number} ({report.origin}, scale {report.scale}):\n\n" + "\n".join(lines) + f"\n\n{verdict}"
 
 
 def _seed_text(cell) -> str:
@@ -267,13 +341,25 @@ def _seed_text(cell) -> str:
     return text if low is None or pd.isna(low) else f"{text}, over seeds [{low:+.1f}, {cell.seeds_high:+.1f}]"
 
 
+def _strict_text(cell, strict: pd.DataFrame | None) -> str:
+    """The same difference under the strict rule, where it was asked for."""
+    if strict is None or not len(strict):
+        return ""
+    found = strict[(strict["row"] == cell.row) & (strict["against"] == cell.against)]
+    if not len(found):
+        return ""
+    line = found.iloc[0]
+    return f" (strict rule {line['difference']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}])"
+
+
 def _differences_text(report: Report) -> str:
     frame = report.differences()
+    strict = report.differences("strict") if report.table.both_rules else None
     if not len(frame):
         return ""
     lines = [
         f"- **{d.label} − {d.against_label}**: {d.difference:+.1f} points [{d.low:+.1f}, {d.high:+.1f}]"
-        f"{_seed_text(d)}: {verdict(d.apart, d.num_seeds)}."
+        f"{_seed_text(d)}: {verdict(d.apart, d.num_seeds)}{_strict_text(d, strict)}."
         for d in frame.itertuples()
     ]
     trained = [entry for entry in report.source if entry.row.key != BASE]
@@ -287,16 +373,29 @@ def _differences_text(report: Report) -> str:
     return "Pairs of rows:\n\n" + "\n".join(lines) + f"\n\n{count}"
 
 
+def _rules_text(report: Report) -> str:
+    """How often the rules part, row by row, in one sentence each."""
+    if not report.table.both_rules:
+        return ""
+    frame = disagreements(report.table, report.source, report.scale)
+    counts = frame.groupby("row", sort=False)[["num_samples", "kinder", "harsher"]].sum()
+    labels = {entry.row.key: entry.row.label_at(report.scale) for entry in report.source}
+    lines = [
+        f"- **{labels[line.Index]}**: the published rule is kinder to {line.kinder} and harsher to {line.harsher} of "
+        f"{line.num_samples} answers"
+        for line in counts.itertuples()
+    ]
+    return "The two rules:\n\n" + "\n".join(lines) if lines else ""
+
+
 def _published_text(table: Table) -> str:
     published = published_scores(table)
     pairs = [(a, b) for a, b in table.comparisons if len(published) and {a, b} <= set(published.index)]
-    if not pairs:
+    found = [implied_difference(table, published.loc[mine], published.loc[other]) for mine, other in pairs]
+    if not found or any(low is None for _, low, _ in found):
         return ""
-    inside = 0
-    for mine, other in pairs:
-        _, low, high = implied_difference(published.loc[mine], published.loc[other], table.benchmarks)
-        inside += low <= 0 <= high
+    inside = sum(low <= 0 <= high for _, low, high in found)
     return (
-        f"Of the {len(pairs)} published differences of Average among these pairs, {inside} lie inside the 95 % "
-        "interval that the item counts alone imply (unpaired, one sample per problem)."
+        f"Of the {len(pairs)} published differences of {table.headline} among these pairs, {inside} lie inside the "
+        "95 % interval that the item counts alone imply (unpaired, one sample per problem)."
     )

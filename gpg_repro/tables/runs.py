@@ -6,8 +6,11 @@ Committed        results/reference/<scale>/<recipe or base/weights>/seed<k>/  (a
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval_harness import records
@@ -16,15 +19,18 @@ from eval_harness.engines import resolve_engine
 from eval_harness.errors import UserError, unknown
 from eval_harness.models import check_model
 from eval_harness.runner import evaluate
-from eval_harness.sources import default_data_root
+from eval_harness.sources import default_data_root, default_image_root
 from gpg_repro.paths import ROOT
 from gpg_repro.paths import results as default_results
 from gpg_repro.recipe import SCALES, Recipe, load_recipe
-from gpg_repro.tables.base import BASE, Row, RowRuns, Table
+from gpg_repro.tables.base import BASE, MASK_IOU, Row, RowRuns, Table
 
 REFERENCE = ROOT / "results" / "reference"
 """Committed records of earlier runs, so that a fresh clone has something to show."""
+SAM = "facebook/sam-vit-huge"
+"""The segmenter of the mask metric at paper scale: the ViT-H weights of the released script, as the hub has them."""
 _SMOKE_ITEMS = 10
+"""Of each benchmark, or spread over its groups."""
 
 
 def check_scale(scale: str, seeds: int) -> None:
@@ -69,63 +75,179 @@ def run_table(
         return _run_released(table, engine, root, data_root, progress)
     from gpg_repro.train import check_recipe
 
+    rows = [(row, table.parts(row)) for row in table.rows_at(scale)]
     recipes = {
-        (row.key, seed): load_recipe(row.recipe, scale=scale, seed=seed)
-        for row in table.rows_at(scale)
-        if row.recipe
+        (part.recipe, seed): load_recipe(part.recipe, scale=scale, seed=seed)
+        for _, parts in rows
+        for part in parts
+        if part.recipe
         for seed in range(seeds)
     }
     for recipe in recipes.values():
         check_recipe(recipe)
     any_recipe = next(iter(recipes.values()))
+    trainings: dict[tuple[str, str | None, int], Path] = {}
+    folders: dict[tuple[str, str | None, int], Future[Path]] = {}
+    aside = 0 if not any(row.recipes for row, _ in rows) else 2 if scale == "smoke" else 1
+    with _Measuring(aside) as measuring:
+        for row, parts in rows:
+            for part in parts:
+                for seed in range(seeds) if part.recipe else (0,):
+                    recipe = recipes[part.recipe, seed] if part.recipe else None
+                    made = _make(recipe, recipe or any_recipe, engine, root, progress)
+                    folders[row.key, part.column, seed] = measuring.start(_measure, table, part, made, root, progress)
+                    if made.training is not None:
+                        trainings[row.key, part.column, seed] = made.training
+
+    def by_seed(found: Mapping, *key) -> dict:
+        return {seed: value for (*other, seed), value in found.items() if other == [*key]}
+
     done = []
-    for row in table.rows_at(scale):
-        folders, trainings = {}, {}
-        for seed in range(seeds) if row.recipe else (0,):
-            recipe = recipes[row.key, seed] if row.recipe else None
-            folders[seed], training = run_row(
-                table, recipe, recipe or any_recipe, engine=engine, root=root, progress=progress
-            )
-            if training is not None:
-                trainings[seed] = training
-        done.append(RowRuns(row, folders, trainings))
+    for row, parts in rows:
+        found = {}
+        for part in parts:
+            of_part = {seed: future.result() for seed, future in by_seed(folders, row.key, part.column).items()}
+            found[part.column] = RowRuns(part, of_part, by_seed(trainings, row.key, part.column))
+        done.append(_joined(row, found))
     return done
 
 
+def _joined(row: Row, found: dict[str | None, RowRuns]) -> RowRuns:
+    """The runs of a row's parts as the runs of the row."""
+    return RowRuns(row, parts=found) if row.recipes else found[None]
+
+
+class _Measuring:
+    """Measures models at once, or beside the training of the next ones.
+
+    With a training per column most of the time goes into starting engines, one per model. What went wrong in an
+    evaluation is raised before a later one starts; leaving the block waits for the last one.
+
+    Args:
+        aside: measurements that may run beside the caller; 0: each one at once, in the caller's thread.
+    """
+
+    def __init__(self, aside: int):
+        self._pool = ThreadPoolExecutor(aside) if aside else None
+        self._started: list[Future[Path]] = []
+
+    def __enter__(self) -> _Measuring:
+        return self
+
+    def start(self, measure: Callable[..., Path], *arguments) -> Future[Path]:
+        """Begin one measurement; its result is the evaluation folder."""
+        for earlier in self._started:
+            if earlier.done():
+                earlier.result()
+        if self._pool is not None:
+            future = self._pool.submit(measure, *arguments)
+        else:
+            future = Future()
+            future.set_result(measure(*arguments))
+        self._started.append(future)
+        return future
+
+    def __exit__(self, kind, *_) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A model below paper scale, ready to be measured."""
+
+    model: str
+    label: str
+    engine: str
+    scale: str
+    training: Path | None
+    """None: an untrained base."""
+
+
 def run_row(
-    table: Table, recipe: Recipe | None, like: Recipe, *, engine: str, root: Path, progress: bool = True
+    table: Table,
+    row: Row,
+    recipe: Recipe | None,
+    like: Recipe,
+    *,
+    engine: str,
+    root: Path,
+    progress: bool = True,
 ) -> tuple[Path, Path | None]:
     """Train a recipe (None: take the untrained base of ``like``) below paper scale and measure it on the tiny suites.
+
+    Args:
+        row: a row with one run, or a part of one with several; says which columns are measured.
 
     Returns:
         The evaluation folder and the training folder (None for the base).
     """
+    made = _make(recipe, like, engine, root, progress)
+    return _measure(table, row, made, root, progress), made.training
+
+
+def _make(recipe: Recipe | None, like: Recipe, engine: str, root: Path, progress: bool) -> _Made:
     from gpg_repro.train import base_model, train
 
-    scale = like.scale
     if recipe is None:
-        training, model = None, base_model(like, progress)
-        label = f"{BASE}-{scale}-{check_model(model, None)['weights'][:8]}"
-        engine = resolve_engine(engine)
-    else:
-        training = train(recipe, root=root, progress=progress)
-        model, label = str(training / "checkpoint"), training.name.removeprefix("train-")
-        engine = "transformers" if scale == "smoke" and engine == "auto" else resolve_engine(engine)
+        model = base_model(like, progress)
+        label = f"{BASE}-{like.scale}-{check_model(model, None)['weights'][:8]}"
+        return _Made(model, label, resolve_engine(engine), like.scale, None)
+    training = train(recipe, root=root, progress=progress)
+    engine = "transformers" if like.scale == "smoke" and engine == "auto" else resolve_engine(engine)
+    return _Made(str(training / "checkpoint"), training.name.removeprefix("train-"), engine, like.scale, training)
+
+
+def _measure(table: Table, row: Row, made: _Made, root: Path, progress: bool) -> Path:
+    benchmarks = table.measured_on(row, made.scale)
     folder = evaluate(
-        model,
-        table.tiny_benchmarks,
-        engine=engine,
-        out=root / f"eval-{label}-{engine}",
-        label=label,
+        made.model,
+        benchmarks,
+        engine=made.engine,
+        out=root / f"eval-{made.label}-{made.engine}",
+        label=made.label,
         progress=progress,
-        limit=_SMOKE_ITEMS if scale == "smoke" else None,
+        limit=_smoke_limit(benchmarks) if made.scale == "smoke" else None,
     )
-    return folder, training
+    _add_masks(table, folder, made.scale, progress=progress)
+    return folder
+
+
+def _smoke_limit(benchmarks: Sequence[str]) -> int:
+    """Items of each group (of the whole benchmark, where there are none) at smoke scale."""
+    return math.ceil(_SMOKE_ITEMS / max(len(get_benchmark(name).groups) or 1 for name in benchmarks))
+
+
+def _add_masks(
+    table: Table,
+    folder: Path,
+    scale: str,
+    progress: bool,
+    data_root: Path | None = None,
+    image_root: Path | None = None,
+) -> None:
+    """Make the mask metric of a finished evaluation where the table has a column of it; done masks stay."""
+    if all(column.metric != MASK_IOU for column in table.columns):
+        return
+    results = records.read_run(folder).benchmarks.values()
+    if results and all(MASK_IOU in result.extra for result in results):
+        return  # the segmenter alone takes a while to load
+    from eval_harness import masks
+
+    segmenter = masks.SamSegmenter(SAM) if scale == "paper" else masks.ForegroundSegmenter()
+    masks.add_masks(folder, segmenter, masks.benchmark_images(data_root, image_root), progress=progress)
 
 
 def _run_released(table: Table, engine: str, root: Path, data_root: Path | None, progress: bool) -> list[RowRuns]:
-    data_root = data_root or default_data_root()
-    here = {row.key: finished_trainings(row.recipe, "paper", root) for row in table.rows if row.recipe and not row.hub}
+    data_root, image_root = data_root or default_data_root(), default_image_root()
+    parts = {row.key: table.parts(row) for row in table.rows}
+    here = {
+        part.recipe: finished_trainings(part.recipe, "paper", root)
+        for row in table.rows
+        if not row.hub and row.paper_recipe
+        for part in parts[row.key]
+        if part.recipe
+    }
     missing = []
     for row in table.rows:
         if row.hub:
@@ -133,12 +255,14 @@ def _run_released(table: Table, engine: str, root: Path, data_root: Path | None,
                 check_model(row.hub, row.hub_revision)
             except UserError as error:
                 missing.append(f"model for {row.label}: {error}")
-    recipe_rows = [row for row in table.rows if row.recipe]
-    if not any(row.hub or here.get(row.key) for row in recipe_rows):
-        missing += [f"model for {row.label}: {_train_it(row)}" for row in recipe_rows]
+    trained = [part for row in table.rows for part in parts[row.key] if part.recipe and part.paper_recipe]
+    if not any(part.hub or here.get(part.recipe) for part in trained):
+        missing += [f"model for {part.label}: {_train_it(part)}" for part in trained]
     for name in table.benchmarks:
         try:
-            get_benchmark(name).load(data_root)
+            benchmark = get_benchmark(name)
+            benchmark.load(data_root)
+            benchmark.image_reader(data_root, image_root)
         except UserError as error:
             missing.append(f"benchmark {name}: {error}")
     if missing:
@@ -148,27 +272,34 @@ def _run_released(table: Table, engine: str, root: Path, data_root: Path | None,
         )
     done, engine = [], resolve_engine(engine)
     for row in table.rows:
-        models = {
-            seed: (str(run / "checkpoint"), run.name.removeprefix("train-"))
-            for seed, run in here.get(row.key, {}).items()
-        }
-        if row.hub:
-            models = {0: (row.hub, row.hub.replace("/", "--"))}
-        folders = {
-            seed: evaluate(
-                model,
-                table.benchmarks,
-                revision=row.hub_revision if row.hub else None,
-                engine=engine,
-                out=root / f"eval-{label}-{engine}",
-                label=label,
-                data_root=data_root,
-                progress=progress,
-            )
-            for seed, (model, label) in models.items()
-        }
-        if folders:
-            done.append(RowRuns(row, folders, here.get(row.key, {})))
+        found = {}
+        for part in parts[row.key]:
+            models = {
+                seed: (str(run / "checkpoint"), run.name.removeprefix("train-"))
+                for seed, run in here.get(part.recipe, {}).items()
+            }
+            if part.hub:
+                models = {0: (part.hub, part.hub.replace("/", "--"))}
+            folders = {
+                seed: evaluate(
+                    model,
+                    table.measured_on(part, "paper"),
+                    revision=part.hub_revision if part.hub else None,
+                    engine=engine,
+                    out=root / f"eval-{label}-{engine}",
+                    label=label,
+                    data_root=data_root,
+                    image_root=image_root,
+                    progress=progress,
+                )
+                for seed, (model, label) in models.items()
+            }
+            for folder in folders.values():
+                _add_masks(table, folder, "paper", progress, data_root=data_root, image_root=image_root)
+            if folders:
+                found[part.column] = RowRuns(part, folders, here.get(part.recipe, {}))
+        if found:
+            done.append(_joined(row, found))
     return done
 
 
@@ -191,25 +322,39 @@ def finished_trainings(recipe: str, scale: str, root: Path) -> dict[int, Path]:
 def reference_runs(table: Table, scale: str, reference: Path = REFERENCE) -> list[RowRuns]:
     """Committed records of a table, rows that have any: ``<reference>/<scale>/<recipe or base>/seed<k>/``."""
     runs: dict[str, RowRuns] = {}
-    for row in table.rows_at(scale):
-        folders = _seeds_of(reference / scale / row.run, "run.json")
-        if row.recipe and folders:
-            runs[row.key] = RowRuns(row, folders, _seeds_of(reference / scale / row.run, "training/run.json"))
+    for row in (row for row in table.rows_at(scale) if row.trained):
+        found = {}
+        for part in table.parts(row):
+            if folders := _seeds_of(reference / scale / part.run, "run.json"):
+                trainings = _seeds_of(reference / scale / part.run, "training/run.json")
+                found[part.column] = RowRuns(part, folders, trainings)
+        if found:
+            runs[row.key] = _joined(row, found)
     started_from = {
-        records.read_run(folder).base["weights"] for entry in runs.values() for folder in entry.trainings.values()
+        records.read_run(folder).base["weights"]
+        for entry in runs.values()
+        for run in entry.runs
+        for folder in run.trainings.values()
     }
     for row in table.rows_at(scale):
-        if row.recipe is None and (folder := base_record(scale, started_from, reference)):
+        if not row.trained and (folder := base_record(scale, started_from, table.benchmarks_at(scale), reference)):
             runs[row.key] = RowRuns(row, {0: folder}, {})
     return [runs[row.key] for row in table.rows_at(scale) if row.key in runs]
 
 
-def base_record(scale: str, weights: Collection[str], reference: Path = REFERENCE) -> Path | None:
+def base_record(
+    scale: str, weights: Collection[str], benchmarks: Collection[str], reference: Path = REFERENCE
+) -> Path | None:
     """The committed measurement of a base with one of these weights (of any base, if there is none); else None.
 
     A base made on the spot differs between machines, so there may be several: ``base/<8 digits of the weights>/seed0``.
+    Bases of other families lie there too; one that was not measured on these benchmarks is none of ours.
     """
-    found = {records.read_run(p.parent).model["weights"]: p.parent for p in _base_files(scale, reference)}
+    found = {
+        records.read_run(path.parent).model["weights"]: path.parent
+        for path in _base_files(scale, reference)
+        if all((path.parent / "samples" / f"{name}.jsonl").exists() for name in benchmarks)
+    }
     return next((folder for known, folder in found.items() if known in weights), next(iter(found.values()), None))
 
 
@@ -232,12 +377,13 @@ def _seeds_of(folder: Path, record: str) -> dict[int, Path]:
 def save_reference(runs: Sequence[RowRuns], scale: str, target: Path = REFERENCE) -> list[Path]:
     """Copy records (not weights, not logs) to the committed ones, replacing those of the same run and seed."""
     saved = []
-    for entry in runs:
+    for entry in (run for row in runs for run in row.runs):
         for seed, folder in entry.folders.items():
             copy = reference_folder(entry.row, scale, seed, target, records.read_run(folder).model["weights"])
             shutil.rmtree(copy, ignore_errors=True)
-            for part in ("items", "samples"):
-                shutil.copytree(folder / part, copy / part)
+            for part in ("items", "samples", "masks"):
+                if part != "masks" or (folder / part).is_dir():
+                    shutil.copytree(folder / part, copy / part)
             shutil.copy(folder / "run.json", copy)
             if seed in entry.trainings:
                 (copy / "training").mkdir()

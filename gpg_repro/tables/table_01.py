@@ -4,8 +4,8 @@ GPG with F_norm = std and alpha = 1 has, on policy, exactly the gradient of GRPO
 recipes the GRPO row differs from it by that term (beta_kl = 0.04, the library's default), not by the surrogate.
 """
 
-from gpg_repro.tables._math7b import BASE_ROW, COLUMNS
-from gpg_repro.tables.base import Row, Table
+from gpg_repro.tables._math7b import BASE_ROW
+from gpg_repro.tables.base import MATH_COLUMNS, Row, Table
 
 GRPO = Row(
     key="grpo",
@@ -53,7 +53,7 @@ TABLE = Table(
     number=1,
     title="Ablation of GPG on Qwen2.5-Math-7B, trained on MATH-lighteval (zero-shot pass@1)",
     published="Table 1",
-    **COLUMNS,
+    columns=MATH_COLUMNS,
     rows=(
         BASE_ROW,
         GRPO,

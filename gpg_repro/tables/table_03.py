@@ -5,15 +5,14 @@ one update per batch it has the gradient of GRPO without its KL term: these rows
 The row ``GPG + AGE`` is ours: the equations of the paper on the same data and budget.
 """
 
-from gpg_repro.tables.base import MATH_BENCHMARKS, TINY_SUITES, Row, Table
+from gpg_repro.tables.base import MATH_COLUMNS, Row, Table
 
 TABLE = Table(
     stem="table03",
     number=3,
     title="1.5B distilled models on five math benchmarks (zero-shot pass@1)",
     published="Table 3",
-    benchmarks=MATH_BENCHMARKS,
-    tiny_benchmarks=TINY_SUITES,
+    columns=MATH_COLUMNS,
     rows=(
         Row(
             key="base",

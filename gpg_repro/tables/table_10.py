@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from gpg_repro.tables._math7b import BASE_ROW, COLUMNS
-from gpg_repro.tables.base import Row, Table
+from gpg_repro.tables._math7b import BASE_ROW
+from gpg_repro.tables.base import MATH_COLUMNS, Row, Table
 from gpg_repro.tables.table_01 import GPG_AGE, GPG_AGE_TH
 
 TABLE = Table(
@@ -11,7 +11,7 @@ TABLE = Table(
     number=10,
     title="The threshold β_th, Qwen2.5-Math-7B (zero-shot pass@1)",
     published="Table 10",
-    **COLUMNS,
+    columns=MATH_COLUMNS,
     rows=(
         BASE_ROW,
         replace(

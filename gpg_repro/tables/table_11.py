@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from gpg_repro.tables._math7b import BASE_ROW, COLUMNS
-from gpg_repro.tables.base import Row, Table
+from gpg_repro.tables._math7b import BASE_ROW
+from gpg_repro.tables.base import MATH_COLUMNS, Row, Table
 from gpg_repro.tables.table_01 import GPG_STD
 
 
@@ -17,7 +17,7 @@ TABLE = Table(
     number=11,
     title="The group size G, Qwen2.5-Math-7B (zero-shot pass@1)",
     published="Table 11",
-    **COLUMNS,
+    columns=MATH_COLUMNS,
     rows=(
         BASE_ROW,
         _row(2),

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from eval_harness import records
-from gpg_repro.tables._math7b import BASE_ROW, COLUMNS
-from gpg_repro.tables.base import Row, RowRuns, Table
+from gpg_repro.tables._math7b import BASE_ROW
+from gpg_repro.tables.base import MATH_COLUMNS, Row, RowRuns, Table
 from gpg_repro.tables.numbers import difference
 from gpg_repro.tables.table_01 import GPG, GPG_STD, GRPO
 
@@ -19,7 +19,7 @@ TABLE = Table(
     number=12,
     title="The divisor F_norm of the advantages, Qwen2.5-Math-7B (zero-shot pass@1)",
     published="Table 12",
-    **COLUMNS,
+    columns=MATH_COLUMNS,
     rows=(
         BASE_ROW,
         replace(GPG, key="none", label="F_norm = 1", tiny_label="F_norm = 1", published="F_norm=1", published_in=None),
@@ -46,7 +46,7 @@ TABLE = Table(
 KL_ABLATION = Table(
     stem="table12_kl",
     title="KL ablation (in the paper's text, in none of its tables)",
-    **COLUMNS,
+    columns=MATH_COLUMNS,
     rows=(
         replace(BASE_ROW, published=None),
         replace(GPG_STD, key="gpg_std", label="GPG, β_KL = 0", tiny_label="GPG, β_KL = 0", published=None),
