@@ -1,7 +1,8 @@
 """The embedded world: procedural tasks, a tokenizer and a base model that trains on the spot.
 
-Tasks live in `eval_harness.tiny_tasks` (evaluation must not import training); this package adds what training needs.
-`build_base` comes from `gpg_repro.tiny.warmup` on first use, so that listing training sets does not load torch.
+Tasks live in `eval_harness.tiny_tasks` and `eval_harness.tiny_vision` (evaluation must not import training); this
+package adds what training needs. `build_base` and `build_vision_base` come from `gpg_repro.tiny.warmup` and
+`gpg_repro.tiny.vision_warmup` on first use, so that listing training sets does not load torch.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ def __getattr__(name: str) -> Any:
         from gpg_repro.tiny.warmup import build_base
 
         return build_base
+    if name == "build_vision_base":
+        from gpg_repro.tiny.vision_warmup import build_vision_base
+
+        return build_vision_base
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

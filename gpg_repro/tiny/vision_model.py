@@ -24,17 +24,24 @@ from gpg_repro.tiny.tokenizer import build_tokenizer
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TAGS = ("<answer>", "</answer>", "<image>")
-WORDS = tuple(
-    "red blue green gold pink black box dot gem tri the one what is left right above below of split nearer to camera "
-    "How many Where seen from Which User: Assistant: words options Answer in or "
-    "round thin violet sharp long short brown teal even swept lime flat dome amber "
-    "Step step by Options: 125 250 375 500 625 750 875 1000 cm ° √{2} π".split()
-)
-"""Words of the tiny visual world that are one token each: prompts and completions get half as long."""
+_WORDS = """
+red blue green gold pink black box dot gem the one what left right above below split nearer camera
+How many Where seen from Which User: Assistant: words Answer Options: Look. (A) (B) (C) (D)
+round thin violet sharp long short brown teal even swept lime flat dome amber
+lume tarn bog ossy quill fenna marn pyrea ash nib tuf ear old mop kiri sno paw dap wee gog bru tan
+Arrow Heron Bolo Ruva Tix Om
+250 500 750 1000 cm ° √{2} π
+"""
+WORDS = tuple(_WORDS.split())
+"""Words of the tiny visual world that are one token each: prompts and completions get half as long,
+and names cannot grow tails, for which the published classification reward would pay."""
 CONTEXT = 1024
 """Context length in tokens of the models, images included."""
 MIN_PIXELS, MAX_PIXELS = 3136, 401408
 """Pixel budget of the processor, the paper's; drawings of 112 x 112 pass unscaled."""
+ROPE_THETA = 10.0
+"""Small, because the last two thirds of the rotary frequencies count rows and columns of an image, of which there are
+four: with the usual 10,000 a step to the right would turn a head by less than a hundredth."""
 HEAD_DIM = 32
 PATCH = 14
 
@@ -59,9 +66,7 @@ def build_vision_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
         chat: with a chat template; otherwise contents are only concatenated, as pretrained models do.
     """
     tokenizer = build_tokenizer()
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [*VISION_TOKENS]}, replace_extra_special_tokens=False
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [*VISION_TOKENS]}, replace_extra_special_tokens=False)
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (*TAGS, *WORDS)])
     tokenizer.model_max_length = CONTEXT
     tokenizer.chat_template = CHAT_TEMPLATE if chat else CONCATENATE_TEMPLATE
@@ -118,7 +123,7 @@ def build_vision_model(
         "num_attention_heads": num_heads,
         "num_key_value_heads": num_heads,
         "max_position_embeddings": CONTEXT,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [4, 6, 6]},
         "initializer_range": initializer_range,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,

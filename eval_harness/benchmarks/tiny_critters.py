@@ -1,0 +1,5 @@
+"""Set ``tiny_critters`` of the tiny visual world; see docs/tiny_vision.md."""
+
+from eval_harness.benchmarks._tiny_vision import tiny_vision
+
+BENCHMARK = tiny_vision("tiny_critters", "class_name")
