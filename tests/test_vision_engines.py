@@ -96,6 +96,12 @@ def requests(form: str = "chat", samples: int = 1, temperature: float = 0.0) -> 
     ]
 
 
+def question_tokens() -> int:
+    from gpg_repro.tiny.vision_model import build_processor
+
+    return len(build_processor().tokenizer("How many?")["input_ids"])
+
+
 def as_text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
@@ -115,9 +121,9 @@ def test_the_engines_agree_on_pictures(vision_checkpoint, tmp_path):
         tokens[engine] = {key: r.num_prompt_tokens for key, r in results.items()}
     assert answers["vllm"] == answers["transformers"]
     assert tokens["vllm"] == tokens["transformers"]
-    assert tokens["vllm"]["0"] == len("How many?") + 3 + 16 + 2  # two roles and a turn end, patches, their brackets
-    assert tokens["vllm"]["c0"] == len("How many?") + 16 + 2
-    assert tokens["vllm"]["2"] == len("How many?") + 3 + 8 * 5 + 2
+    assert tokens["vllm"]["0"] == question_tokens() + 3 + 16 + 2  # two roles and a turn end, patches, their brackets
+    assert tokens["vllm"]["c0"] == question_tokens() + 16 + 2
+    assert tokens["vllm"]["2"] == question_tokens() + 3 + 8 * 5 + 2
     assert len({answers["vllm"][key] for key in "012"}) == 3  # it sees them
 
 
@@ -136,7 +142,7 @@ def test_pixel_bounds_and_bad_pictures(engine, vision_checkpoint, tmp_path):
             "patch_size": 14,
             "merge_size": 2,
         }
-    assert results["0"].num_prompt_tokens == len("How many?") + 3 + 4 + 2
+    assert results["0"].num_prompt_tokens == question_tokens() + 3 + 4 + 2
     assert len({c.text for c in results["0"].completions}) == 3
     assert "damaged or cut off" in results["bad"].error and "200 to 1" in results["strip"].error
 

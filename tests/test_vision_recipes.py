@@ -129,7 +129,7 @@ def test_pixel_bounds_and_prompt_form_reach_the_processor():
     )
     assert text == "<|vision_start|><|image_pad|><|vision_end|>as it stands"
     ids = processor(text=[text], images=[image])["input_ids"][0]
-    assert len(ids) == 4 + 2 + len("as it stands")
+    assert len(ids) == 4 + 2 + len(processor.tokenizer("as it stands")["input_ids"])
 
 
 def test_an_unreadable_training_image_stops_the_run_before_it_starts(monkeypatch):
