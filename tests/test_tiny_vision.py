@@ -24,7 +24,7 @@ from eval_harness.errors import UserError
 from eval_harness.graders.base import get_grader
 from eval_harness.images import decode
 from eval_harness.masks import ForegroundSegmenter, polygon_mask
-from eval_harness.tiny_vision import COLOURS, KINGDOMS, PROMPTS, SETS, in_words, lettered
+from eval_harness.tiny_vision import COLOURS, KINGDOMS, PROMPTS, SETS, VisionSet, in_words, lettered
 from gpg_repro.datasets import get_training_set
 from gpg_repro.datasets.tiny_vision import TWINS, vision_rows
 from gpg_repro.tiny import vision_warmup
@@ -202,8 +202,10 @@ def test_bad_requests_are_refused():
         SETS["tiny_scenes"].sample("dev", 1, 0)
     with pytest.raises(ValueError, match=r"must not be negative"):
         SETS["tiny_scenes"].sample("test", -1, 0)
-    with pytest.raises(ValueError, match=r"ran out of distinct test tasks"):
-        SETS["tiny_grounding"].sample("test", 2000, 0)
+    (task,) = SETS["tiny_grounding"].sample("test", 1, 0)
+    lonely = VisionSet("lonely", "Lonely", "one task", {"only": lambda rng: task})
+    with pytest.raises(ValueError, match=r"part 'only' ran out of distinct \w+ tasks at [01]"):
+        lonely.sample("test", 2, 0)
 
 
 @pytest.mark.parametrize("name", SEVEN)
