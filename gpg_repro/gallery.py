@@ -270,10 +270,10 @@ def predicted_boxes(card: Card) -> list[tuple[int, str, tuple[float, ...]]]:
 
 
 def _box_of(text: str) -> tuple[float, ...] | None:
-    from eval_harness.graders.box import SCALE, first_box
+    from eval_harness.graders.box import first_box, fractions
 
     box = first_box(text)
-    return tuple(edge / SCALE for edge in box) if box else None
+    return fractions(box) if box else None
 
 
 def _box_colour(number: int) -> str:

@@ -105,7 +105,10 @@ class TransformersBackend:
         elif self._template is None or request.form == "concatenate":
             ids, inputs = self._tokenizer(plain_text(request.messages))["input_ids"], {}
         else:
-            ids, inputs = self._templated(self._tokenizer, request.messages, self._template)["input_ids"], {}
+            encoded = self._tokenizer.apply_chat_template(
+                request.messages, chat_template=self._template, add_generation_prompt=True, return_dict=True
+            )
+            ids, inputs = encoded["input_ids"], {}
         if len(ids) >= self._max_model_len:
             raise ValueError(f"the prompt has {len(ids)} tokens, the context only {self._max_model_len}")
         self._queue.append(_Prepared(request, list(ids), inputs))
@@ -120,12 +123,6 @@ class TransformersBackend:
         inputs = dict(self._processor(text=[text], images=images or None, return_tensors="pt"))
         inputs.pop("attention_mask")
         return inputs.pop("input_ids")[0].tolist(), inputs
-
-    @staticmethod
-    def _templated(tokenizer, messages: list[dict], template: str):
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=True, return_dict=True
-        )
 
     def has_unfinished(self) -> bool:
         """Whether requests are queued."""

@@ -32,6 +32,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForCondition
 
 from eval_harness import tiny_vision
 from eval_harness.errors import unknown
+from eval_harness.graders.box import iou, strict_box
 from eval_harness.progress import progress_bar
 from eval_harness.tiny_vision import KINGDOMS, PROMPTS, SETS, Task, in_words, lettered
 from gpg_repro.tiny import tokenizer as tokenizer_source
@@ -294,8 +295,6 @@ def _loss(
 
 # --- accuracy -----------------------------------------------------------------------------------------------------
 
-_BOX = re.compile(r"\((\d+),(\d+)\),\((\d+),(\d+)\)")
-
 
 def mark(name: str, answer: str, text: str) -> float:
     """1.0 for the exact answer between answer tags, for grounding the IoU with the right box; else 0.0."""
@@ -304,15 +303,8 @@ def mark(name: str, answer: str, text: str) -> float:
         return 0.0
     if name != "tiny_grounding":
         return float(found[1].strip() == answer)
-    box = _BOX.fullmatch(found[1].strip())
-    return _iou(*(tuple(map(int, match.groups())) for match in (box, _BOX.fullmatch(answer)))) if box else 0.0
-
-
-def _iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, width) * max(0, height)
-    both = sum(max(0, c[2] - c[0]) * max(0, c[3] - c[1]) for c in (a, b)) - shared
-    return shared / both if both else 0.0
+    box = strict_box(found[1])
+    return iou(box, strict_box(answer)) if box else 0.0
 
 
 @torch.no_grad()
