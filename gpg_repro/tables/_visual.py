@@ -1,4 +1,4 @@
-"""What Tables 6, 7 and 8 share: base, SFT, GRPO, and GPG as two methods, since two sets of numbers were printed."""
+"""What Tables 5 to 8 share: base, SFT (not in Table 5), GRPO, and GPG as two methods, as two sets of numbers exist."""
 
 from gpg_repro.tables.base import Row
 
@@ -10,7 +10,7 @@ _NOTES = {
 
 
 def rows(base: Row, recipes: dict[str, str | tuple[str, ...]], copied_from: str | None = None) -> tuple[Row, ...]:
-    """The five rows.
+    """The base and the rows that have recipes, in the order of the tables.
 
     Args:
         base: the untrained row.
@@ -31,5 +31,6 @@ def rows(base: Row, recipes: dict[str, str | tuple[str, ...]], copied_from: str 
             **({"recipe": recipes[key]} if isinstance(recipes[key], str) else {"recipes": recipes[key]}),
         )
         for key, label in labels.items()
+        if key in recipes
     )
     return (base, *trained)

@@ -5,6 +5,7 @@ divides by the group's standard deviation and does not correct for groups withou
 leave alpha out and draws again below a threshold. Two methods, so two rows.
 """
 
+from gpg_repro.tables._visual import COMPARISONS, rows
 from gpg_repro.tables.base import Column, Row, Table
 
 TABLE = Table(
@@ -18,40 +19,17 @@ TABLE = Table(
     ),
     summary=None,
     both_rules=True,
-    rows=(
+    rows=rows(
         Row(
             key="base",
             label="Qwen2.5-VL-3B-Instruct",
             tiny_label="tiny base",
             published="Qwen2.5-VL-3B-Instruct",
             hub="Qwen/Qwen2.5-VL-3B-Instruct",
-            note="the printed number is that of the R1-V README",
+            note="the printed numbers are those of the R1-V README",
         ),
-        Row(
-            key="grpo",
-            label="GRPO",
-            tiny_label="GRPO",
-            published="+ GRPO",
-            recipe="table5_grpo",
-            note="the printed number is that of the R1-V README",
-        ),
-        Row(
-            key="gpg_r0",
-            label="GPG (R0)",
-            tiny_label="GPG (R0)",
-            published="+ GPG",
-            recipe="table5_gpg_r0",
-            note="F_norm = std, α = 1: the code of the time when the paper's number was made",
-        ),
-        Row(
-            key="gpg_r2",
-            label="GPG (R2)",
-            tiny_label="GPG (R2)",
-            published="+ GPG",
-            published_source="readme",
-            recipe="table5_gpg_r2",
-            note="F_norm = 1, α = B/(B−M), resampling below a share of valid groups: the code that was released last",
-        ),
+        {key: f"table5_{key}" for key in ("grpo", "gpg_r0", "gpg_r2")},
+        "the R1-V README",
     ),
-    comparisons=(("gpg_r0", "grpo"), ("gpg_r2", "grpo"), ("gpg_r2", "gpg_r0")),
+    comparisons=tuple(pair for pair in COMPARISONS if "sft" not in pair),
 )
