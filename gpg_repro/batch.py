@@ -214,6 +214,122 @@ def micro_batches(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
     return [order[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What planning needs to know of a completion: its group, the tokens of its prompt, and its own."""
+
+    group: int
+    prompt: int
+    completion: int
+
+
+def distinct_tokens(rows: Iterable[Sizes]) -> int:
+    """Tokens of one forward pass over `rows` if every prompt goes through the model once."""
+    prompts = {row.group: row.prompt for row in rows}
+    # The last prompt token stands before each completion, whose own last one nobody has to predict from.
+    return sum(prompts.values()) - len(prompts) + sum(max(row.completion, 1) for row in rows)
+
+
+@dataclass(frozen=True)
+class SharedPlan:
+    """Who trains on which rows in which pass, when rows of one prompt share its forward pass.
+
+    Attributes:
+        targets: process of each row.
+        passes: for every process, as many passes as any of them needs, each a list of row numbers; some are empty.
+        num_tokens: through the model in all of them.
+    """
+
+    targets: list[int]
+    passes: list[list[list[int]]]
+    num_tokens: int
+
+
+def plan_shared(
+    rows: Sequence[Sizes],
+    owners: Sequence[int],
+    num_processes: int,
+    micro_batch_size: int,
+    max_passes: int,
+    max_tokens: int | None = None,
+) -> SharedPlan:
+    """Deals rows out in whole groups where that is faster than row by row, and cuts every share into even passes.
+
+    A pass has at most `micro_batch_size` rows, but room for one group whatever its size, unless that would need more
+    than `max_tokens`. Groups are cut where whole ones do not fit into `max_passes`.
+
+    Args:
+        rows: those of a group next to each other.
+        owners: process that holds each row.
+        num_processes: how many there are.
+        micro_batch_size: rows of a pass when nothing is shared; `max_passes` such passes have room for any share.
+        max_passes: passes of one optimiser step.
+        max_tokens: of one pass; None for no limit.
+    """
+    groups: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.group, []).append(number)
+    units = list(groups.values())
+    # A group belongs to whoever holds most of it.
+    homes = [max((owners[n] for n in unit), key=[owners[n] for n in unit].count) for unit in units]
+    homes = deal([distinct_tokens([rows[n] for n in unit]) for unit in units], homes, num_processes)
+    by_group = dict(zip(groups, homes, strict=True))
+    whole = [by_group[row.group] for row in rows]
+    single = deal([row.completion for row in rows], owners, num_processes)
+    largest = max(micro_batch_size, max(map(len, units)))
+
+    plans: list[tuple[int, SharedPlan]] = []
+    for targets, whole_units, max_rows in (
+        (whole, True, largest),
+        (single, True, largest),
+        (single, False, micro_batch_size),
+    ):
+        if plans and not whole_units:
+            break
+        shares = []
+        for process in range(num_processes):
+            mine = [[n for n in unit if targets[n] == process] for unit in units]
+            mine = [unit for unit in mine if unit]
+            shares.append(mine if whole_units else [[n] for unit in mine for n in unit])
+        num = max(len(_fill(rows, share, max_rows, max_tokens)) for share in shares)
+        fits = max_tokens is None or all(distinct_tokens([rows[n] for n in u]) <= max_tokens for s in shares for u in s)
+        if num > max_passes or (whole_units and not fits):
+            continue
+        passes = [_even(rows, share, num, max_rows) for share in shares]
+        tokens = [[distinct_tokens([rows[n] for n in part]) for part in parts] for parts in passes]
+        slowest = sum(map(max, zip(*tokens, strict=True)))  # processes wait for each other after every pass
+        plans.append((slowest, SharedPlan(list(targets), passes, sum(map(sum, tokens)))))
+    return min(plans, key=lambda plan: plan[0])[1]
+
+
+def _fill(
+    rows: Sequence[Sizes], units: Iterable[list[int]], max_rows: int, max_tokens: float | None
+) -> list[list[int]]:
+    """Units in order, a new part whenever one would have too many rows or tokens; a unit alone always fits."""
+    parts: list[list[int]] = []
+    for unit in units:
+        if parts and len(parts[-1]) + len(unit) <= max_rows:
+            together = parts[-1] + unit
+            if max_tokens is None or distinct_tokens([rows[n] for n in together]) <= max_tokens:
+                parts[-1] = together
+                continue
+        parts.append(list(unit))
+    return parts
+
+
+def _even(rows: Sequence[Sizes], units: list[list[int]], num_parts: int, max_rows: int) -> list[list[int]]:
+    """Units in order in `num_parts` parts whose largest has as few tokens as can be; empty ones where units are few."""
+    low, high = 0, distinct_tokens([rows[n] for unit in units for n in unit])
+    while low < high:
+        middle = (low + high) // 2
+        if len(_fill(rows, units, max_rows, middle)) <= num_parts:
+            high = middle
+        else:
+            low = middle + 1
+    parts = _fill(rows, units, max_rows, high)
+    return parts + [[] for _ in range(num_parts - len(parts))]
+
+
 # Rows ---------------------------------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,11 +75,15 @@ from gpg_repro.batch import (
     MODEL_INPUT_KEYS,
     PromptStream,
     Row,
+    SharedPlan,
+    Sizes,
     collate_rows,
     copy_row,
     deal,
+    distinct_tokens,
     micro_batches,
     num_passes,
+    plan_shared,
     reached,
     select_groups,
     select_groups_released,
@@ -92,6 +97,15 @@ from gpg_repro.objective import (
     group_advantages,
     kl_k3,
     valid_groups,
+)
+from gpg_repro.shared_prompt import (
+    SHARE_PROMPT,
+    WORTHWHILE,
+    clusters,
+    collate_shared,
+    refusal,
+    shared_attention,
+    shared_log_probs,
 )
 
 logger = logging.getLogger(__name__)
@@ -173,6 +187,14 @@ class GPGConfig(GRPOConfig):
             "with beta > 0 it is not, and nothing is skipped."
         },
     )
+    share_prompt: str = field(
+        default="auto",
+        metadata={
+            "help": "Whether a group's prompt goes through the model once instead of once per completion; the gradient "
+            "is the same. 'on', 'off', or 'auto': in steps where it saves enough, and needs no more memory. Models it "
+            "cannot be done for are named in the log and trained without it (docs/efficiency.md)."
+        },
+    )
     normalization: str | None = field(
         default=None,
         metadata={"help": "Denominators of the loss: 'group' (Eq. 5), 'sequence', 'batch' or 'local'. paper: 'group'."},
@@ -229,6 +251,7 @@ class GPGConfig(GRPOConfig):
 
     def _contradictions(self) -> list[str]:
         choices = {"f_norm": F_NORMS, "normalization": NORMALIZATIONS, "logp_temperature": LOGP_TEMPERATURES}
+        choices["share_prompt"] = SHARE_PROMPT
         problems = [
             f"{name}={value!r} is unknown: expected one of {', '.join(map(repr, allowed))}."
             for name, allowed in choices.items()
@@ -541,6 +564,7 @@ class _Draw:
     rewards: Tensor  # [N] float32, weighted sum
     scored: Tensor  # [N] bool
     lengths: Tensor  # [N] trained tokens
+    sizes: list[tuple[int, int]]  # [N] tokens of prompt and completion
     valid: list[bool]  # [Q]
     rows: dict[int, Row]  # by row number in the draw
 
@@ -603,6 +627,27 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         self._passes: list[dict[str, Any] | None] = []  # one entry per accumulation step; None: nothing to do
         # Sums over the passes of one optimiser step, reduced over processes at its end by `_log_token_means`.
         self._token_sums: Tensor | None = None
+        self._cannot_share = self._sharing_refused()
+        if self._cannot_share and args.share_prompt != "off":
+            log = logger.warning if args.share_prompt == "on" else logger.info
+            log(
+                "share_prompt=%r: not with this model: %s. Each completion brings its prompt along.",
+                args.share_prompt,
+                self._cannot_share,
+            )
+
+    def _sharing_refused(self) -> str | None:
+        """Why no prompt is shared; None where nothing speaks against it."""
+        if self.tools:
+            return "tools may put images into completions"
+        if getattr(self.args, "use_liger_kernel", False):
+            return "Liger kernels replace its layers"
+        if self.args.torch_compile:
+            return "it is compiled"
+        parallel = getattr(self.accelerator, "parallelism_config", None)
+        if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled):
+            return "sequences are split over devices"
+        return refusal(self.accelerator.unwrap_model(self.model))
 
     # Prompts --------------------------------------------------------------------------------------------------------
 
@@ -679,7 +724,12 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         if self._passes[slot] is None:
             self._step += 1
             return torch.zeros((), device=self.accelerator.device)
-        return super().training_step(model, inputs, num_items_in_batch)
+        with self._attention_for(model, self._passes[slot]):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _attention_for(self, model, inputs: dict[str, Any]):
+        """The attention a pass needs, forward and backward."""
+        return shared_attention(self.accelerator.unwrap_model(model)) if "packed" in inputs else nullcontext()
 
     def _prepare_inputs(self, generation_batch):
         if self.model.training:
@@ -732,7 +782,8 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
     def _as_draw(self, batch: dict[str, Any], num_generations: int) -> _Draw:
         """What all processes need to know about a scored batch (one collective), and this process's rows of it."""
         rewards, scored = (values.cpu() for values in total_rewards(self._rewards_per_func, self.reward_weights))
-        lengths = self.accelerator.gather(_loss_mask(batch).sum(dim=1)).cpu()
+        masks = (_loss_mask(batch), batch["prompt_mask"], batch["completion_mask"])
+        lengths, *sizes = self.accelerator.gather(torch.stack([m.sum(dim=1) for m in masks], dim=1)).cpu().T
         rows = split_rows(batch) if self.model.training else []
         start = self.accelerator.process_index * len(rows)
         return _Draw(
@@ -740,6 +791,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             rewards=rewards,
             scored=scored,
             lengths=lengths,
+            sizes=list(zip(*(column.tolist() for column in sizes), strict=True)),
             valid=valid_groups(rewards, num_generations, scored=scored).tolist(),
             rows=dict(enumerate(rows, start)),
         )
@@ -792,22 +844,56 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             keep = valid.repeat_interleave(num_generations) & scored & (lengths > 0)
         numbers, kept = order[keep].tolist(), lengths[keep].tolist()
         owners = [number % num_rows * num_processes // num_rows for number in numbers]
-        targets = deal(kept, owners, num_processes)
+        sizes = [Sizes(n // num_generations, *draws[n // num_rows].sizes[n % num_rows]) for n in numbers]
+        plan = self._plan_shared(sizes, owners)
+        targets = plan.targets if plan else deal(kept, owners, num_processes)
         mine = self._exchange(draws, numbers, owners, targets)
         for number, weight, kl_weight in zip(order.tolist(), weights.tolist(), kl_weights.tolist(), strict=True):
             if number in mine:
                 # Data parallelism averages gradients over processes; the weights are those of a sum.
                 mine[number] |= {"loss_weights": weight * num_processes, "kl_weights": kl_weight * num_processes}
 
-        parts = num_passes(targets, num_processes, self.args.per_device_train_batch_size)
-        rows = list(mine.values())
-        batches = [[rows[i] for i in part] for part in micro_batches([_num_tokens(row) for row in rows], max(parts, 1))]
+        if plan:
+            own = plan.passes[self.accelerator.process_index]
+            batches = [[mine[numbers[i]] for i in part] for part in own]
+        else:
+            parts = num_passes(targets, num_processes, self.args.per_device_train_batch_size)
+            rows = list(mine.values())
+            split = micro_batches([_num_tokens(row) for row in rows], max(parts, 1))
+            batches = [[rows[i] for i in part] for part in split]
         # Every process makes the same number of passes, or collectives inside them would wait forever; one without
         # rows for a pass, and all of them where no group has a signal, send a short row of weight zero.
         idle = min(draws[-1].rows.values(), key=_num_tokens) | {"loss_weights": 0.0, "kl_weights": 0.0}
-        passes = [collate_rows(batch or [idle], self._tokenizer.pad_token_id) for batch in batches]
+        passes = [self._collate(batch or [idle], shared=plan is not None) for batch in batches]
         # Gradients are reduced in the last accumulation step: it must not be an empty one.
         return [None] * (self.args.gradient_accumulation_steps - len(passes)) + passes
+
+    def _plan_shared(self, sizes: list[Sizes], owners: list[int]) -> SharedPlan | None:
+        """How a step's rows share their prompts; None if they do not. Logs which, and what went through the model."""
+        everything = sum(size.prompt + size.completion for size in sizes)
+        plan = None
+        if sizes and self.args.share_prompt != "off" and not self._cannot_share:
+            rows, longest = self.args.per_device_train_batch_size, max(s.prompt + s.completion for s in sizes)
+            auto = self.args.share_prompt == "auto"
+            plan = plan_shared(
+                sizes,
+                owners,
+                self.accelerator.num_processes,
+                rows,
+                self.args.gradient_accumulation_steps,
+                max_tokens=rows * longest if auto else None,  # a pass of unshared rows may have as many
+            )
+            if auto and plan.num_tokens > WORTHWHILE * everything:
+                plan = None
+        log = self._metrics["train"]
+        log["share_prompt"].append(float(plan is not None))
+        log["tokens/forward"].append(plan.num_tokens if plan else everything)
+        return plan
+
+    def _collate(self, rows: list[Row], shared: bool) -> dict[str, Any]:
+        if not shared:
+            return collate_rows(rows, self._tokenizer.pad_token_id)
+        return collate_shared(rows, self.accelerator.unwrap_model(self.model), self._tokenizer.pad_token_id)
 
     def _weigh(
         self,
@@ -867,15 +953,18 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
 
     def _compute_loss(self, model, inputs: dict[str, Any]) -> Tensor:
         """This pass's part of the GPG loss (times the number of processes): sum_i w_i sum_t -log pi(o_it)."""
-        completion_ids = inputs["completion_ids"]
-        logps, entropies, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], completion_ids], dim=1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-            completion_ids.size(1),
-            compute_entropy=True,
-            **{key: inputs.get(key) for key in MODEL_INPUT_KEYS},
-        )
+        if "packed" in inputs:
+            logps, entropies = self._get_shared_logps_and_entropies(model, inputs)
+        else:
+            completion_ids = inputs["completion_ids"]
+            logps, entropies, _ = self._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([inputs["prompt_ids"], completion_ids], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                completion_ids.size(1),
+                compute_entropy=True,
+                **{key: inputs.get(key) for key in MODEL_INPUT_KEYS},
+            )
         mask = _loss_mask(inputs)
         loss = -(logps * mask * _column(inputs["loss_weights"], logps)).sum()
         counted = mask * _column(inputs["kl_weights"] != 0, mask)  # all but the rows that only keep processes in step
@@ -889,6 +978,56 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             sums["sampling/sampling_logp_difference/mean"] = (gap.nan_to_num(), counted * ~gap.isnan())
         self._log_token_means(sums)
         return loss
+
+    def _get_shared_logps_and_entropies(self, model, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        with self.accelerator.autocast():
+            return shared_log_probs(model, inputs)
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
+    ):
+        """TRL's; without gradient (a reference model, evaluation) prompts are shared where those of an update are."""
+        share = not torch.is_grad_enabled() and self.args.share_prompt != "off" and not self._cannot_share
+        batches = self._share_dense(input_ids, attention_mask, logits_to_keep, batch_size, **kwargs) if share else None
+        if batches is None:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )
+        logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
+        entropies, start = torch.zeros_like(logps), 0
+        for rows in batches:
+            batch = self._collate(rows, shared=True)
+            mask = batch["completion_mask"]
+            with self._attention_for(model, batch):
+                values = self._get_shared_logps_and_entropies(model, batch)
+            for whole, part in zip((logps, entropies), values, strict=True):
+                if part is not None:
+                    whole[start : start + len(rows), : mask.size(1)] = part * mask
+            start += len(rows)
+        return logps, entropies if compute_entropy else None, None
+
+    def _share_dense(
+        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None, **kwargs
+    ) -> list[list[Row]] | None:
+        """TRL's padded batch as lists of rows, one per forward pass; None where sharing would not pay."""
+        prompt = slice(0, input_ids.size(1) - logits_to_keep)
+        completion = slice(prompt.stop, None)
+        images = {key: value for key, value in kwargs.items() if key in MODEL_INPUT_KEYS and value is not None}
+        rows = split_rows(
+            {
+                "prompt_ids": input_ids[:, prompt],
+                "prompt_mask": attention_mask[:, prompt],
+                "completion_ids": input_ids[:, completion],
+                "completion_mask": attention_mask[:, completion],
+                **images,
+            }
+        )
+        step = batch_size or len(rows)
+        batches = [rows[start : start + step] for start in range(0, len(rows), step)]
+        left = sum(_num_distinct_tokens(batch) for batch in batches)
+        if self.args.share_prompt == "auto" and left > WORTHWHILE * sum(map(_num_tokens, rows)):
+            return None
+        return batches
 
     def _log_token_means(self, values: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Logs means of [rows, T] values over the masked tokens of the whole step; one collective per step."""
@@ -916,6 +1055,14 @@ def _loss_mask(batch: dict[str, Any]) -> Tensor:
 
 def _num_tokens(row: Row) -> int:
     return len(row["prompt_ids"]) + len(row["completion_ids"])
+
+
+def _num_distinct_tokens(rows: list[Row]) -> int:
+    return distinct_tokens(
+        Sizes(group, len(rows[number]["prompt_ids"]), len(rows[number]["completion_ids"]))
+        for group, run in enumerate(clusters(rows))
+        for number in run
+    )
 
 
 def _column(weights: Tensor, logps: Tensor) -> Tensor:
