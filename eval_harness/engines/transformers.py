@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +24,7 @@ from eval_harness.engines.base import (
     with_images,
 )
 
+logger = logging.getLogger(__name__)
 _BATCH_ROWS = 128
 _BATCH_TOKENS = 1 << 17
 """Padded tokens (prompt + new) of a batch at most: bounds the key-value cache."""
@@ -83,6 +88,7 @@ class TransformersBackend:
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self._max_model_len = min(filter(None, (settings.max_model_len, context)), default=1 << 30)
         self._queue: list[_Prepared] = []
+        self._told = False  # why prompts run once per sample
         self._description = {
             "name": "transformers",
             "version": transformers.__version__,
@@ -148,10 +154,7 @@ class TransformersBackend:
         rows = [(entry.request, entry.ids, i) for entry in batch for i in range(sampling.samples)]
         padded = self._tokenizer.pad({"input_ids": [ids for _, ids, _ in rows]}, return_tensors="pt").to(self._device)
         width = padded["input_ids"].shape[1]
-        inputs = {
-            name: _stacked(name, [entry.inputs[name] for entry in batch], sampling.samples, width).to(self._device)
-            for name in batch[0].inputs
-        }
+        inputs = self._stacked(batch, sampling.samples, width)
         processors = self._transformers.LogitsProcessorList()
         if sampling.temperature > 0:
             seeds = [request.sampling.seed + i for request, _, i in rows]
@@ -162,9 +165,9 @@ class TransformersBackend:
             pad_token_id=self._tokenizer.pad_token_id,
             eos_token_id=sorted(self._eos_ids()),
         )
-        output = self._model.generate(**padded, **inputs, generation_config=config, logits_processor=processors)[
-            :, width:
-        ]
+        with self._one_prefill(batch, width) if sampling.samples > 1 else nullcontext():
+            sequences = self._model.generate(**padded, **inputs, generation_config=config, logits_processor=processors)
+        output = sequences[:, width:]
         eos_ids = self._eos_ids()
         results: dict[str, Result] = {}
         for (request, ids, _), tokens in zip(rows, output.tolist(), strict=True):
@@ -172,6 +175,49 @@ class TransformersBackend:
             result = results.setdefault(request.key, Result(request.key, [], len(ids)))
             result.completions.append(completion)
         return list(results.values())
+
+    def _stacked(self, batch: list[_Prepared], samples: int, width: int) -> dict[str, torch.Tensor]:
+        """The inputs beside the ids of a batch, each request's part ``samples`` times over."""
+        stacked = {}
+        for name in batch[0].inputs:
+            values = [entry.inputs[name] for entry in batch]
+            if _is_per_token(name):  # [1, prompt tokens]: padded on the left as the ids are
+                values = [torch.nn.functional.pad(value, (width - value.shape[1], 0)) for value in values]
+            stacked[name] = torch.cat([value for value in values for _ in range(samples)]).to(self._device)
+        return stacked
+
+    @contextmanager
+    def _one_prefill(self, batch: list[_Prepared], width: int) -> Iterator[None]:
+        """Let ``generate`` run each prompt once: its first forward pass gets one row of each request instead of all.
+
+        Keys, values and logits of that pass are then repeated, and ``generate`` goes on as if it had run all rows.
+        Where that could go wrong (see `_obstacle`), all rows run, and the log says why, once.
+        """
+        samples = batch[0].request.sampling.samples
+
+        def shrink(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+            hooks.pop().remove()
+            obstacle = _obstacle(model, kwargs, set(batch[0].inputs))
+            if obstacle is None:
+                hooks.append(model.register_forward_hook(grow))
+                once = self._stacked(batch, 1, width)
+                return args, {name: _once(name, value, samples, once) for name, value in kwargs.items()}
+            if not self._told:
+                logger.warning("Every sample runs its prompt through the model: %s.", obstacle)
+                self._told = True
+            return None
+
+        def grow(model: torch.nn.Module, args: tuple, output: Any) -> None:
+            hooks.pop().remove()
+            output.past_key_values.batch_repeat_interleave(samples)
+            output.logits = output.logits.repeat_interleave(samples, dim=0)
+
+        hooks = [self._model.register_forward_pre_hook(shrink, with_kwargs=True)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _eos_ids(self) -> set[int]:
         configured = self._model.generation_config.eos_token_id
@@ -201,11 +247,45 @@ def _shape(entry: _Prepared) -> tuple:
     return tuple((name, () if per_patch else tuple(value.shape[2:])) for name, value in entry.inputs.items())
 
 
-def _stacked(name: str, values: list[torch.Tensor], samples: int, width: int) -> torch.Tensor:
-    """One model input of a batch, each request's part ``samples`` times over."""
-    if name.endswith("token_type_ids"):  # [1, prompt tokens]: padded on the left as the ids are
-        values = [torch.nn.functional.pad(value, (width - value.shape[1], 0)) for value in values]
-    return torch.cat([value for value in values for _ in range(samples)])
+def _is_per_token(name: str) -> bool:
+    """Whether an input has one row per sequence and one column per token."""
+    return name in ("input_ids", "attention_mask") or name.endswith("token_type_ids")
+
+
+def _obstacle(model: torch.nn.Module, kwargs: dict[str, Any], own: set[str]) -> str | None:
+    """Why the first pass of ``generate`` cannot be made for one row per request; None: it can.
+
+    Args:
+        kwargs: what ``generate`` gives the model in this pass.
+        own: names of the inputs that come from the requests.
+    """
+    from transformers import GenerationMixin
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    cache = kwargs.get("past_key_values")
+    if type(cache) is not DynamicCache:
+        return f"its cache is a {type(cache).__name__}"
+    # exact types: a layer with a recurrent state beside may be a DynamicLayer, whose keys and values alone get repeated
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    other = {type(layer).__name__ for layer in cache.layers if type(layer) not in plain}
+    if other:
+        return f"its cache has layers of {', '.join(sorted(other))}"
+    if type(model)._update_model_kwargs_for_generation is not GenerationMixin._update_model_kwargs_for_generation:
+        return "it carries more than its cache from token to token"
+    for name, value in kwargs.items():
+        understood = _is_per_token(name) or name == "position_ids" or name in own
+        if isinstance(value, (dict, list, tuple)) or (isinstance(value, torch.Tensor) and not understood):
+            return f"which rows its input {name} belongs to is not known"
+    return None
+
+
+def _once(name: str, value: Any, samples: int, once: dict[str, torch.Tensor]) -> Any:
+    """One input of a forward pass, for the first of every ``samples`` rows."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if _is_per_token(name):
+        return value[::samples]
+    return value[..., ::samples, :] if name == "position_ids" else once[name]  # [rows, tokens] or [axes, rows, tokens]
 
 
 def _warping(request: Request) -> tuple:
