@@ -94,6 +94,8 @@ class Training(_Strict):
     top_p: float = Field(gt=0, le=1)
     bf16: bool
     gradient_checkpointing: bool
+    share_prompt: Literal["auto", "on", "off"] = "auto"
+    """Whether a group's prompt goes through the model once (docs/efficiency.md); gpg only."""
     save_steps: int = Field(ge=1)
 
     def completions_per_step(self, num_processes: int | None = None) -> int:
@@ -128,6 +130,7 @@ class Setup(_Strict):
 
 _LATER_KEYS = ("beta_th", "max_draws", "fixed_alpha", "alpha_from", "epsilon", "epsilon_high")
 _LATER_SETUP_KEYS = ("prompt_form", "min_pixels", "max_pixels")
+_LATER_TRAINING_KEYS = ("share_prompt",)
 """Keys that came after the first records: at their defaults they stay out of the fingerprint."""
 
 
@@ -165,14 +168,15 @@ def _moving(recipe: dict[str, Any]) -> dict[str, Any]:
     for key in ("title", "serves", "status"):
         recipe.pop(key, None)
     recipe["setup"]["training"].pop("save_steps")
-    objective = recipe["objective"]
-    for key in _LATER_KEYS:
-        if key in objective and objective[key] == Objective.model_fields[key].default:
-            del objective[key]
     setup = recipe["setup"]
-    for key in _LATER_SETUP_KEYS:
-        if key in setup and setup[key] == Setup.model_fields[key].default:
-            del setup[key]
+    for part, model, later in (
+        (recipe["objective"], Objective, _LATER_KEYS),
+        (setup, Setup, _LATER_SETUP_KEYS),
+        (setup["training"], Training, _LATER_TRAINING_KEYS),
+    ):
+        for key in later:
+            if key in part and part[key] == model.model_fields[key].default:
+                del part[key]
     return recipe
 
 
@@ -256,6 +260,13 @@ def _rivals(
     if temperature != "sampling":
         given.append("logp_temperature: one")
     return f"method {method} is TRL's own and has no {', '.join(given)}: only gpg does." if given else None
+
+
+@_rule("method", "training.share_prompt")
+def _sharing(method: str, share_prompt: str) -> str | None:
+    if method == "gpg" or share_prompt == "auto":
+        return None
+    return f"method {method} is TRL's own and cannot share prompts: leave share_prompt out."
 
 
 @_rule("method", "objective.epsilon", "objective.epsilon_high")

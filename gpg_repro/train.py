@@ -508,11 +508,12 @@ def build_trainer(
     seeing = {"processing_class": processor_of(recipe, base)} if "image" in dataset.column_names else {}
     if recipe.method == "sft":
         return _supervised_trainer(base, dataset, common, seeing)
+    sharing = {"share_prompt": t.share_prompt} if recipe.method == "gpg" else {}
     config, trainer = (GPGConfig, GPGTrainer) if recipe.method == "gpg" else (GRPOConfig, GRPOBaselineTrainer)
     return trainer(
         model=base,
         reward_funcs=[get_reward(name) for name in recipe.setup.rewards],
-        args=config(**objective_arguments(recipe), **common),
+        args=config(**objective_arguments(recipe), **sharing, **common),
         train_dataset=dataset,
         **seeing,
     )

@@ -41,10 +41,12 @@ Departures from TRL 1.16's GRPOTrainer
 16. Prompts come in TRL's order, but from `PromptStream` rather than the dataloader, which only counts steps; a resumed
     run continues with the next draw. (`GRPOBaselineTrainer` resumes in the right order too; TRL's sampler starts over
     with its first permutation.)
-17. `reward_std` is the mean over groups of the within-group standard deviation, as in the released code; TRL logs the
+17. A group's prompt goes through the model once where that pays (`share_prompt`; `gpg_repro.shared_prompt`). TRL, and
+    the authors' code, send it once per completion. The gradient is the same up to rounding.
+18. `reward_std` is the mean over groups of the within-group standard deviation, as in the released code; TRL logs the
     standard deviation over all rewards under that name. With several draws, metrics of sampling are the first draw's.
 
-Collectives beside TRL's: one gather of completion lengths per draw, one reduction of logged sums per step, and, when
+Collectives beside TRL's: one gather of lengths per draw, one reduction of logged sums per step, and, when
 processes hold unequal numbers of rows to train on, one exchange of the surplus rows.
 """
 

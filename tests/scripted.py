@@ -88,6 +88,16 @@ def letter_accuracy(completion_ids, **kwargs):
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
+def exact_log_probs(model, batch: dict) -> torch.Tensor:
+    """What `gpg_repro.shared_prompt.shared_log_probs` returns, from logits: the fused head computes in float32."""
+    inputs = {key: value for key, value in batch["packed"].items() if key != "shift_labels"}
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
+    labels = batch["packed"]["shift_labels"][0].clamp(min=0)
+    logps = model(**inputs, use_cache=False).logits[0].log_softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    return logps[batch["places"]]
+
+
 class GradientRecorder(TrainerCallback):
     """Keeps a copy of the gradients of every optimiser step, by parameter name."""
 
@@ -96,7 +106,7 @@ class GradientRecorder(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
         named = model.module.named_parameters() if hasattr(model, "module") else model.named_parameters()
-        self.steps.append({name: parameter.grad.clone() for name, parameter in named})
+        self.steps.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
 
 def train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ import _paired as paired
 import kl_cost
 import resampling
 import update_step
+import vision_update
 from _paired import Case, Workload
 from resampling import ALL_VALID, LARGER, OWN, THRESHOLD, Groups
+from update_step import Shape
 
 SMALL = Workload(
     hidden_size=32,
@@ -186,6 +189,112 @@ def test_memory_is_measured_in_the_step_that_was_asked_for(tmp_path):
     assert set(result) == ({"allocated"} if torch.cuda.is_available() else {"resident", "allocated", "persistent"})
     if not torch.cuda.is_available():
         assert result["allocated"] > result["persistent"] > 0
+
+
+# One pass for the prompt of a group -----------------------------------------------------------------------------------
+
+SMALL_VISION = replace(
+    vision_update.PROTOTYPE, hidden_size=32, num_layers=1, vision_width=32, vision_depth=1, num_generations=4
+)
+SMALL_2B = replace(
+    vision_update.QWEN2_VL_2B,
+    hidden_size=64,
+    intermediate_size=64,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    vocab_size=512,
+    dtype="float32",
+    vision_width=32,
+    vision_depth=1,
+    vision_heads=1,
+    num_generations=4,
+)
+
+
+def test_parts_of_a_shape_by_hand():
+    # 8 x (512 + 64) = 4,608 tokens a group; the prompt once and eight completions are 1,024.
+    shape = Shape(512, 64, 616, {})
+    assert shape.name == "512:64"
+    assert shape.parts(8) == pytest.approx({"useful": 1024 / 4608, "copies": 3584 / 4608, "no signal": 0})
+    half = replace(shape, alpha=2)
+    assert half.name == "512:64, alpha 2"
+    assert half.parts(8) == pytest.approx({"useful": 512 / 4608, "copies": 1792 / 4608, "no signal": 0.5})
+
+
+def test_the_large_vision_workload_is_qwen2_vl_2b():
+    with torch.device("meta"):
+        model = vision_update.random_model(vision_update.QWEN2_VL_2B)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2_208_985_600  # as published
+
+
+@pytest.mark.parametrize(
+    ("kind", "small"), [("text", replace(SMALL, num_generations=4)), ("vision", SMALL_VISION), ("vision", SMALL_2B)]
+)
+def test_a_row_of_the_sharing_part(kind, small, monkeypatch):
+    shape = Shape(33, 5, 56, {kind: 0.5}, alpha=2)
+    monkeypatch.setattr(
+        Shape,
+        "workload",
+        lambda self, kind: replace(
+            small,
+            prompt_tokens=self.prompt,
+            longest=self.completion,
+            micro_batch_size=8,
+            **({"image_side": self.image_side} if kind == "vision" else {}),
+        ),
+    )
+    numbers = update_step.sharing(kind, shape, 1)
+    assert numbers["same_gradient"] < 1e-4 and numbers["ideal"] == round((33 + 4 * 5) / (4 * 38) / 2, 4)
+    assert numbers["target"] == 0.5 and numbers["groups"] == small.num_groups
+    assert numbers["pairs"] == numbers["off"]["pairs"] == 1
+    with pytest.raises(AssertionError, match="not shared"):
+        update_step.sharing(kind, Shape(33, 400, 56, {kind: 0.5}), 1)
+
+
+def test_a_vision_prompt_has_the_tokens_asked_for_and_lengths_are_the_cases(tmp_path):
+    workload = replace(SMALL_VISION, prompt_tokens=33, image_side=56, longest=9)
+    assert workload.text_tokens == 33 - 4 - 5
+    rows = vision_update.prompt_rows(workload, [Case("ragged", 8, 3, 9)], 1)
+    trainer = vision_update.trainer_of("grpo", workload, rows, str(tmp_path), micro_batch_size=workload.num_rows)
+    seen, sample = [], trainer._generate_and_score_completions
+
+    def noted(inputs):
+        seen.append(sample(inputs))
+        return seen[-1]
+
+    trainer._generate_and_score_completions = noted
+    trainer.phase_seconds = {}
+    trainer.train()
+    (batch,) = seen
+    assert batch["prompt_mask"].sum(dim=1).tolist() == [33] * workload.num_rows
+    lengths = set(batch["completion_mask"].sum(dim=1).tolist())
+    assert min(lengths) == 3 and max(lengths) == 9
+    assert trainer.patches == 16 * workload.num_rows  # four by four
+
+
+def test_memory_of_vision_trainers_is_measured_in_the_same_way(tmp_path):
+    workload = replace(SMALL_VISION, prompt_tokens=33, image_side=56, longest=5)
+    result = paired.measure_memory("gpg", workload, 8, str(tmp_path), **update_step.PIECES["vision"])
+    assert result["allocated"] > 0
+
+
+def test_pictures_of_the_sharing_part():
+    numbers = {"cpu_ratio": 0.5, "cpu_interval": [0.4, 0.7], "pairs": 7, "groups": 4, "ideal": 0.3}
+    line = {"gpu": "not run", "samples": 8, "sharing": {}, "sharing_memory": {}, "torch": "2"} | paired.machine()
+    for kind in ("text", "vision"):
+        line["sharing"] |= {f"{kind} {shape.name}": numbers for shape in update_step.SHAPES}
+        line["sharing_memory"][f"{kind} 128:128"] = {"resident_ratio": 0.6, "allocated_ratio": 0.65}
+    line["sharing"]["text 512:64, alpha 2"] = numbers | {"off": {"cpu_ratio": 0.75}}
+    ratios = update_step.draw_ratios(line)
+    text, _ = ratios.axes
+    assert sorted(bar.get_height() for bar in text.patches) == 4 * [0.3] + 4 * [0.5] + [0.6]
+    parts = update_step.draw_parts(line)
+    text, vision = parts.axes
+    # Two bars of three parts for each shape; the last shape comes first, its tokens above its time.
+    widths = [bar.get_width() for bar in text.patches]
+    assert len(widths) == 24 and widths[:6] == pytest.approx([512 / 4608, 1792 / 4608, 0.5, 0.5, 0.25, 0.25])
+    assert [bar.get_width() for bar in vision.patches][3:6] == pytest.approx([0.5, 0.5, 0])  # skipping not measured
 
 
 # Resampling -----------------------------------------------------------------------------------------------------------

@@ -228,6 +228,7 @@ def test_bad_overrides_are_named(override, message):
         ("control_mean_clipped", ["fixed_alpha=2"], "fixed_alpha and alpha_from each set the factor"),
         ("table1_grpo", ["age=true", "beta_th=0.6", "logp_temperature=one"], "no age, beta_th, logp_temperature: one"),
         ("table9_dapo", ["alpha_from=table1_gpg_age"], "method dapo is TRL's own and has no alpha_from"),
+        ("table9_dapo", ["share_prompt=on"], "method dapo is TRL's own and cannot share prompts"),
         ("table1_dr_grpo", ["normalization=group"], "no normalization group"),
         ("table1_dr_grpo", ["f_norm=group"], "method dr_grpo means f_norm none"),
         ("table9_dapo", ["normalization=constant"], "method dapo cannot have it"),
@@ -440,9 +441,17 @@ def test_history_tells_what_was_run_and_where(tmp_path):
 
 def test_fingerprint_moves_with_what_moves_weights():
     a = load_recipe("table3_gpg_rs1")
-    same = load_recipe("table3_gpg_rs1", ["save_steps=7", "beta_th=0", "max_draws=20"])
+    same = load_recipe("table3_gpg_rs1", ["save_steps=7", "beta_th=0", "max_draws=20", "share_prompt=auto"])
     assert a.fingerprint("base") == same.fingerprint("base")
-    for override in ("seed=1", "learning_rate=1e-3", "age=true", "num_prompts=7", "beta_th=0.5", "fixed_alpha=2"):
+    for override in (
+        "seed=1",
+        "learning_rate=1e-3",
+        "age=true",
+        "num_prompts=7",
+        "beta_th=0.5",
+        "fixed_alpha=2",
+        "share_prompt=off",
+    ):
         assert load_recipe("table3_gpg_rs1", [override]).fingerprint("base") != a.fingerprint("base")
     assert a.fingerprint("base") != a.fingerprint("other base")
 

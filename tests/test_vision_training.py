@@ -19,6 +19,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_P
 
 from datasets import Dataset
 from PIL import Image
+from scripted import exact_log_probs
 from test_distributed import relative_difference
 from transformers import TrainerCallback
 from transformers.models.qwen2_vl import modeling_qwen2_vl
@@ -95,6 +96,10 @@ class ScriptedTrainer(GPGTrainer):
         logps = logits.log_softmax(-1).gather(2, input_ids[:, -logits_to_keep:].unsqueeze(2)).squeeze(2)
         return logps, torch.zeros_like(logps), None
 
+    def _get_shared_logps_and_entropies(self, model, inputs):
+        logps = exact_log_probs(model, inputs)
+        return logps, torch.zeros_like(logps)
+
 
 class Recorder(TrainerCallback):
     def __init__(self):
@@ -114,6 +119,7 @@ def run(output_dir: Path, rewards, layout: tuple[int, int], **settings) -> tuple
     world = int(os.environ.get("WORLD_SIZE", 1))
     config = GPGConfig(
         output_dir=str(output_dir),
+        share_prompt=settings.pop("share_prompt", "off"),
         max_steps=1,
         num_generations=NUM_GENERATIONS,
         per_device_train_batch_size=layout[0],
@@ -191,6 +197,16 @@ def worker(output_dir: Path) -> None:
         ("lopsided", LOPSIDED, (rows // 2, 2), [0], {}),
         ("dense", LOPSIDED, (rows, 1), [0], {"skip_invalid_groups": False}),
         ("nothing", NOTHING, (rows, 1), [], {}),
+        ("shared", RESAMPLED, (rows // 2, 2), [0, 3, 5, 7], {"beta_th": 0.75, "share_prompt": "on"}),
+        (
+            "shared, checkpointed",
+            RESAMPLED,
+            (rows // 2, 2),
+            [0, 3, 5, 7],
+            {"beta_th": 0.75, "gradient_checkpointing": True, "share_prompt": "on"},
+        ),
+        ("shared, lopsided", LOPSIDED, (rows // 2, 2), [0], {"share_prompt": "on"}),
+        ("shared, dense", LOPSIDED, (rows, 1), [0], {"skip_invalid_groups": False, "share_prompt": "on"}),
     ):
         recorder, trainer = run(output_dir, rewards, layout, **settings)
         patches = int(trainer.accelerator.reduce(torch.tensor(recorder.patches)))
@@ -206,6 +222,7 @@ def worker(output_dir: Path) -> None:
                 "patches": patches,
                 "kept": NUM_GENERATIONS * sum(PATCHES[group % len(PATCHES)] for group in kept),
                 "log": {key: log[key] for key in ("num_draws", "alpha_applied", "prompts_consumed")},
+                "share": log["share_prompt"],
             }
     if os.environ["RANK"] == "0":
         (output_dir / "measured.json").write_text(json.dumps(measured))
@@ -236,11 +253,13 @@ def measured(request, tmp_path_factory):
 def test_image_rows_have_the_exact_gradient(measured):
     wrong = {name: case["error"] for name, case in measured.items() if not case["error"] < 1e-10}
     assert not wrong
-    assert set(measured) == {"resampled", "accumulated", "checkpointed", "lopsided", "dense", "nothing"}
+    unshared = {"resampled", "accumulated", "checkpointed", "lopsided", "dense", "nothing"}
+    assert set(measured) == unshared | {f"shared{end}" for end in ("", ", checkpointed", ", lopsided", ", dense")}
+    assert all(case["share"] == name.startswith("shared") for name, case in measured.items())
 
 
 def test_resampling_with_images(measured):
-    for name in ("resampled", "accumulated", "checkpointed"):
+    for name in ("resampled", "accumulated", "checkpointed", "shared", "shared, checkpointed"):
         assert measured[name]["log"] == {"num_draws": 2, "alpha_applied": 1, "prompts_consumed": 8}
     assert measured["lopsided"]["log"] == {"num_draws": 1, "alpha_applied": 4, "prompts_consumed": 4}
     assert measured["nothing"]["log"]["alpha_applied"] == 0
@@ -251,6 +270,16 @@ def test_only_images_of_valid_groups_reach_the_vision_tower(measured):
         idle = measured[name]["patches"] - measured[name]["kept"]
         assert idle == 0, (name, measured[name])
     assert measured["dense"]["patches"] == NUM_GENERATIONS * sum(PATCHES)
+
+
+def test_a_group_sends_its_image_once(measured):
+    for name in ("shared", "shared, lopsided"):
+        assert measured[name]["patches"] in (
+            measured[name]["kept"] // NUM_GENERATIONS,
+            # the process without rows sends one of weight zero along
+            measured[name]["kept"] // NUM_GENERATIONS + min(PATCHES),
+        )
+    assert measured["shared, dense"]["patches"] == sum(PATCHES)
 
 
 if __name__ == "__main__":

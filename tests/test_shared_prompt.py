@@ -1,0 +1,704 @@
+"""One forward pass for a group's prompt: the same log-probabilities and gradients as one per completion, in float64 and
+float32, text and images; what falls back, and how rows are planned into passes. (Several processes, and FSDP: see
+`test_distributed.py` and `test_vision_training.py`.)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import peft
+import pytest
+import scripted
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scripted import UNSCORED, exact_log_probs, make_model, scripted_rollout
+from test_distributed import relative_difference
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, set_seed
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+from trl.trainer.utils import add_fused_lm_head
+
+from gpg_repro.batch import Sizes, collate_rows, distinct_tokens, plan_shared
+from gpg_repro.shared_prompt import (
+    clusters,
+    collate_shared,
+    refusal,
+    shared_attention,
+    shared_log_probs,
+)
+from gpg_repro.tiny.vision_model import build_processor, build_vision_model
+from gpg_repro.trainer import GPGConfig, GPGTrainer
+
+PAD = 0
+# Prompts of several lengths, the shortest a single token; ragged completions, equal ones, and a lone one.
+SHAPES = ((5, (3, 4, 1)), (1, (2, 6)), (7, (6,)), (12, (4, 4, 4)), (3, (1, 1)))
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """Norms and rotary embeddings compute in float32 whatever the weights are."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+    def norm(self, hidden_states):
+        return self.weight * hidden_states * torch.rsqrt(hidden_states.square().mean(-1, True) + self.variance_epsilon)
+
+    for norm_class in (
+        modeling_qwen2.Qwen2RMSNorm,
+        modeling_qwen2_vl.Qwen2VLRMSNorm,
+        modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm,
+    ):
+        monkeypatch.setattr(norm_class, "forward", norm)
+
+
+def text_model(**settings) -> Qwen2ForCausalLM:
+    """Two layers, four heads that share two pairs of keys and values."""
+    set_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {"vocab_size": 40, "num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": PAD} | sizes
+    return Qwen2ForCausalLM(Qwen2Config(**config | settings))
+
+
+def text_rows() -> list[dict]:
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for prompt_length, lengths in SHAPES:
+        prompt = torch.randint(2, 40, (prompt_length,), generator=generator)
+        for length in lengths:
+            ids = torch.randint(2, 40, (length,), generator=generator)
+            rows.append({"prompt_ids": prompt, "completion_ids": ids, "completion_mask": torch.ones_like(ids)})
+    return rows
+
+
+def vision_rows(dtype: torch.dtype = torch.float32) -> list[dict]:
+    """Groups of one or two images of several sizes, and one without any."""
+    processor, rows = build_processor(), []
+    for group, sizes in enumerate((((56, 56),), ((112, 56), (56, 84)), ((84, 84),), ((112, 112),))):
+        images = [
+            Image.fromarray(np.random.default_rng(10 * group + i).integers(0, 256, (h, w, 3), dtype=np.uint8))
+            for i, (w, h) in enumerate(sizes)
+        ]
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": f"{'what ' * group}{group}"}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        inputs = dict(processor(text=[text], images=images, return_tensors="pt"))
+        for place in range(3):
+            ids = torch.tensor(random.Random(10 * group + place).choices(range(20, 60), k=1 + (group + place) % 4))
+            kinds = torch.cat([inputs["mm_token_type_ids"][0], torch.zeros_like(ids)])
+            rows.append(
+                {
+                    "prompt_ids": inputs["input_ids"][0],
+                    "completion_ids": ids,
+                    "completion_mask": torch.ones_like(ids),
+                    "pixel_values": inputs["pixel_values"].to(dtype),
+                    "image_grid_thw": inputs["image_grid_thw"],
+                    "num_images": len(images),
+                    "mm_token_type_ids": kinds,
+                }
+            )
+    return rows
+
+
+def vision_model(qwen2_5: bool):
+    sizes = {"hidden_size": 64, "num_layers": 2, "vision_width": 32, "vision_depth": 2, "initializer_range": 0.2}
+    return build_vision_model(build_processor().tokenizer, qwen2_5=qwen2_5, **sizes)
+
+
+def weights_of(rows: list[dict]) -> torch.Tensor:
+    """Any weights will do; 0 beyond a completion's end."""
+    mask = collate_rows([{k: row[k] for k in ("prompt_ids", "completion_ids", "completion_mask")} for row in rows], PAD)
+    weights = torch.randn(mask["completion_mask"].shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    return weights * mask["completion_mask"]
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return named
+
+
+def row_by_row(model, rows: list[dict]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Log-probabilities of each row's completion and the gradient of their weighted sum; no padding, no batch."""
+    logps, total = [], 0.0
+    for row, weights in zip(rows, weights_of(rows), strict=True):
+        ids, kept = torch.cat([row["prompt_ids"], row["completion_ids"]]).unsqueeze(0), len(row["completion_ids"])
+        images = {key: row[key] for key in ("pixel_values", "image_grid_thw") if key in row}
+        if images:
+            images["mm_token_type_ids"] = row["mm_token_type_ids"].unsqueeze(0)
+        logits = model(input_ids=ids, **images).logits[0, -kept - 1 : -1]
+        logps.append(logits.log_softmax(-1).gather(1, ids[0, -kept:].unsqueeze(1)).squeeze(1))
+        total = total + (logps[-1] * weights[:kept].to(logps[-1])).sum()
+    total.backward()
+    return logps, gradients(model)
+
+
+def packed(
+    model, rows: list[dict], log_probs=lambda *args: shared_log_probs(*args)[0]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The same from one packed sequence."""
+    batch = collate_shared(rows, model, PAD)
+    with shared_attention(model):
+        logps = log_probs(model, batch)
+        (logps * weights_of(rows).to(logps)).sum().backward()
+    return logps, gradients(model)
+
+
+CHECKPOINTING = {"none": None, "re-entrant": {"use_reentrant": True}, "not re-entrant": {"use_reentrant": False}}
+
+
+def checkpointed(model, how: str):
+    if CHECKPOINTING[how] is not None:
+        model.train()
+        model.gradient_checkpointing_enable(CHECKPOINTING[how])
+        model.enable_input_require_grads()  # what re-entrant checkpoints need
+    return model
+
+
+# Exactness ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", CHECKPOINTING)
+def test_text_in_float64(float64, how):
+    rows = text_rows()
+    expected, expected_gradients = row_by_row(text_model().double(), rows)
+    logps, actual = packed(checkpointed(text_model().double(), how), rows, exact_log_probs)
+    for row, values in zip(logps, expected, strict=True):
+        assert (row[: len(values)] - values).abs().max() < 1e-12
+    assert relative_difference(actual, expected_gradients) < 1e-10
+
+
+@pytest.mark.parametrize("how", CHECKPOINTING)
+@pytest.mark.parametrize("qwen2_5", [False, True], ids=["Qwen2-VL", "Qwen2.5-VL"])
+def test_images_in_float64(float64, qwen2_5, how):
+    rows = vision_rows(torch.double)
+    expected, expected_gradients = row_by_row(vision_model(qwen2_5).double(), rows)
+    logps, actual = packed(checkpointed(vision_model(qwen2_5).double(), how), rows, exact_log_probs)
+    for row, values in zip(logps, expected, strict=True):
+        assert (row[: len(values)] - values).abs().max() < 1e-10
+    assert set(actual) == set(expected_gradients)
+    assert relative_difference(actual, expected_gradients) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["text", "Qwen2-VL", "Qwen2.5-VL"])
+def test_float32_with_the_head_that_training_uses(kind):
+    rows = text_rows() if kind == "text" else vision_rows()
+    model = text_model() if kind == "text" else vision_model(kind == "Qwen2.5-VL")
+    expected, expected_gradients = row_by_row(model, rows)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    logps, actual = packed(model, rows)
+    for row, values in zip(logps, expected, strict=True):
+        assert (row[: len(values)] - values).abs().max() < 5e-6
+    assert relative_difference(actual, expected_gradients) < 2e-6
+
+
+def test_bfloat16_is_as_far_from_float32_as_the_unshared_form():
+    rows, model = text_rows(), text_model()
+    _, exact = row_by_row(model, rows)
+    half = text_model().to(torch.bfloat16)
+    errors = []
+    for measure in (lambda: row_by_row(half, rows), lambda: packed(half, rows, exact_log_probs)):
+        errors.append(relative_difference({k: v.float() for k, v in measure()[1].items()}, exact))
+    assert errors[1] < 1.5 * errors[0] < 0.3
+
+
+def test_a_completion_without_tokens_counts_for_nothing():
+    rows, model = text_rows(), text_model()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    empty = rows[0] | {key: rows[0][key][:0] for key in ("completion_ids", "completion_mask")}
+    _, expected = packed(model, rows)
+    batch = collate_shared([empty, *rows], model, PAD)
+    assert not batch["completion_mask"][0].any()
+    with shared_attention(model):
+        (shared_log_probs(model, batch)[0][1:] * weights_of(rows)).sum().backward()
+    assert relative_difference(gradients(model), expected) < 2e-6
+
+
+def test_every_prompt_and_picture_goes_through_the_model_once():
+    rows, model = vision_rows(), vision_model(False)
+    batch = collate_shared(rows, model, PAD)
+    prompts = [rows[run[0]] for run in clusters(rows)]
+    tokens = sum(len(p["prompt_ids"]) - 1 for p in prompts) + sum(len(row["completion_ids"]) for row in rows)
+    assert batch["packed"]["input_ids"].shape == (1, tokens)
+    assert len(prompts) == 4
+    assert len(batch["packed"]["pixel_values"]) == sum(len(p["pixel_values"]) for p in prompts)
+
+
+def test_same_words_about_another_picture_are_another_prompt():
+    rows = vision_rows()[:3]
+    rows[1] = rows[1] | {"pixel_values": rows[1]["pixel_values"] + 1}
+    assert clusters(rows) == [[0], [1], [2]]
+    rows[1] = rows[0]
+    assert clusters(rows) == [[0, 1, 2]]
+    wide, tall = (
+        {"prompt_ids": torch.ones(3), "image_grid_thw": torch.tensor([grid])} for grid in ([1, 2, 4], [1, 4, 2])
+    )
+    assert clusters([wide, tall, tall]) == [[0], [1, 2]]
+
+
+def test_attention_is_put_back_after_a_failure():
+    model = text_model()
+    usual = model.config._attn_implementation
+    with pytest.raises(RuntimeError, match="stop"), shared_attention(model):
+        assert model.config._attn_implementation != usual
+        raise RuntimeError("stop")
+    assert model.config._attn_implementation == usual
+
+
+# In the trainer -----------------------------------------------------------------------------------------------------
+
+REWARDS = ((1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 1, 1))
+
+
+def both(tmp_path, trainer_class=GPGTrainer, adapter=None, **settings):
+    """A run with sharing on and one with sharing off from the same weights: trainers and gradients."""
+    settings = {"rewards": REWARDS, "layout": (20, 1)} | settings
+    make_model().save_pretrained(tmp_path / "start")
+    runs = {}
+    for share in ("on", "off"):
+        model = Qwen2ForCausalLM.from_pretrained(tmp_path / "start", dtype=torch.float32)
+        set_seed(0)
+        model = peft.get_peft_model(model, adapter) if adapter else model
+        runs[share] = scripted.train(tmp_path / share, trainer_class, share_prompt=share, model=model, **settings)
+    return runs
+
+
+def logged(trainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize("layout", [(20, 1), (10, 2), (5, 4), (2, 10)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"skip_invalid_groups": False},
+        {"normalization": "local"},
+        {"normalization": "sequence", "f_norm": "group"},
+        {"beta": 0.1},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        {"temperature": 0.7, "logp_temperature": "one"},
+    ],
+    ids=lambda settings: "-".join(settings) or "default",
+)
+def test_trained_as_without_sharing(tmp_path, layout, settings):
+    runs = both(tmp_path, layout=layout, max_steps=2, **settings)
+    on, off = runs["on"], runs["off"]
+    assert logged(on[0], "share_prompt") == [1, 1] and logged(off[0], "share_prompt") == [0, 0]
+    assert relative_difference(on[1][0], off[1][0]) < 2e-6
+    for name in ("loss", "grad_norm", "entropy", "tokens/trained", *(["kl"] if "beta" in settings else [])):
+        assert logged(on[0], name) == pytest.approx(logged(off[0], name), rel=2e-5, abs=1e-7), name
+    assert logged(on[0], "tokens/forward")[0] < logged(off[0], "tokens/forward")[0]
+
+
+def test_groups_from_several_draws(tmp_path):
+    rewards = ((0, 1, 1, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 1, 1), (1, 1, 1, 1), (0, 1, 0, 0))
+    runs = both(tmp_path, rewards=rewards, layout=(8, 1), beta_th=1.0)
+    assert logged(runs["on"][0], "num_draws") == [2]
+    assert relative_difference(runs["on"][1][0], runs["off"][1][0]) < 2e-6
+    # groups 0 and 3 with their prompts of one and of four tokens
+    lengths = [len(scripted.completion_of(g, place, rewards[g][place])) for g in (0, 3) for place in range(4)]
+    assert logged(runs["on"][0], "tokens/forward") == [sum(lengths) + 0 + 3]
+
+
+def test_groups_that_lost_completions(tmp_path):
+    rewards = ((1, UNSCORED, 0, 0), (UNSCORED, 1, 0, UNSCORED), (1, 1, 1, 1), (0, 1, 0, 1), (UNSCORED,) * 4)
+    runs = both(tmp_path, rewards=rewards)
+    assert relative_difference(runs["on"][1][0], runs["off"][1][0]) < 2e-6
+
+
+def test_a_step_without_signal(tmp_path):
+    runs = both(tmp_path, rewards=((1, 1, 1, 1), (0, 0, 0, 0)), layout=(8, 1))
+    assert all(not g.any() for g in runs["on"][1][0].values())
+    assert logged(runs["on"][0], "share_prompt") == [0]
+
+
+def test_reference_model_meets_each_prompt_once(tmp_path):
+    counts = {}
+    for share, (trainer, _) in both(tmp_path, beta=0.1).items():
+        tokens = counts[share] = []
+
+        def count(module, inputs, output, tokens=tokens):
+            tokens.append(inputs[0].numel())
+
+        trainer.ref_model.model.embed_tokens.register_forward_hook(count)
+        trainer.model.train()
+        trainer._generate_and_score_completions(trainer._next_prompts())
+    lengths = [len(scripted.completion_of(g, place, r)) for g, row in enumerate(REWARDS) for place, r in enumerate(row)]
+    assert counts["on"] == [sum(lengths) + sum(range(5))]  # of prompts of one to five tokens, all but the last
+    assert counts["off"] == [20 * (5 + max(lengths))]
+
+
+@pytest.mark.parametrize("qwen2_5", [False, True], ids=["Qwen2-VL", "Qwen2.5-VL"])
+def test_adapters(tmp_path, qwen2_5):
+    """LoRA on the language model of a vision-language model: the gradient of the adapter is the unshared one."""
+    rows, found = vision_rows(), []
+    config = peft.LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False)
+    for share in (True, False):
+        set_seed(0)
+        model = vision_model(qwen2_5)
+        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+        model = peft.get_peft_model(model, config)
+        assert refusal(model) is None
+        found.append((packed if share else row_by_row)(model, rows)[1])
+    assert found[0] and all("lora" in name for name in found[0])
+    assert relative_difference(*found) < 2e-6
+
+
+def test_adapter_in_the_trainer(tmp_path):
+    adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    runs = both(tmp_path, adapter=adapter, beta=0.1, max_steps=2)
+    assert logged(runs["on"][0], "share_prompt") == [1, 1]
+    assert relative_difference(runs["on"][1][1], runs["off"][1][1]) < 1e-5
+    assert logged(runs["on"][0], "kl") == pytest.approx(logged(runs["off"][0], "kl"), rel=1e-3, abs=1e-7)
+
+
+def test_evaluation(tmp_path):
+    found = {}
+    for share, (trainer, _) in both(tmp_path).items():
+        trainer.args.per_device_eval_batch_size = 20
+        found[share] = trainer.evaluate(trainer.train_dataset)
+    assert found["on"]["eval_loss"] == pytest.approx(found["off"]["eval_loss"], rel=1e-5)
+    assert found["on"]["eval_entropy"] == pytest.approx(found["off"]["eval_entropy"], rel=1e-5)
+
+
+# Twenty steps -------------------------------------------------------------------------------------------------------
+
+
+class Float64Trainer(GPGTrainer):
+    """Log-probabilities from the logits in both forms, so that rounding cannot change what is sampled next."""
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        images = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
+        seen = {key: kwargs[key] for key in images if kwargs.get(key) is not None}
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, **seen).logits[:, -logits_to_keep - 1 : -1]
+        logps = logits.log_softmax(-1).gather(2, input_ids[:, -logits_to_keep:].unsqueeze(2)).squeeze(2)
+        return logps, torch.zeros_like(logps), None
+
+    def _get_shared_logps_and_entropies(self, model, inputs):
+        logps = exact_log_probs(model, inputs)
+        return logps, torch.zeros_like(logps)
+
+
+def metrics_of(trainer) -> list[dict[str, float]]:
+    """What was logged at every step, but for the clock and for what sharing is about."""
+    other = ("time", "memory", "runtime", "per_second", "tokens/forward", "share_prompt")
+    return [
+        {k: v for k, v in entry.items() if not any(word in k for word in other)}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+
+
+def assert_same_run(on, off):
+    ours, theirs = metrics_of(on), metrics_of(off)
+    assert len(ours) == len(theirs) == 20
+    assert sum(logged(on, "share_prompt")) > 15 and not any(logged(off, "share_prompt"))
+    for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert a.pop("loss") == pytest.approx(b.pop("loss"), rel=1e-5, abs=1e-7)  # added up in float32
+        assert a == pytest.approx(b, rel=1e-8, abs=1e-12), f"step {step + 1}"
+    for (name, mine), (_, yours) in zip(on.model.named_parameters(), off.model.named_parameters(), strict=True):
+        assert torch.allclose(mine, yours, rtol=1e-7, atol=1e-9), name
+
+
+def test_twenty_steps_of_text(float64, tmp_path):
+    """Completions are sampled by the model that is trained; one difference would change all that follow."""
+    runs = {}
+    for share in ("on", "off"):
+        runs[share], _ = scripted.train(
+            tmp_path / share,
+            Float64Trainer,
+            rewards=((0,) * 4,) * 8,  # eight prompts
+            layout=(8, 2),
+            model=make_model().double(),
+            share_prompt=share,
+            scripted=False,
+            reward_funcs=scripted.letter_accuracy,
+            max_steps=20,
+            beta_th=0.5,
+            gradient_checkpointing=True,
+        )
+    assert_same_run(runs["on"], runs["off"])
+
+
+def test_twenty_steps_of_images(float64, tmp_path):
+    pictures = [
+        Image.fromarray(np.random.default_rng(g).integers(0, 256, (56 + 28 * (g % 2), 84, 3), dtype=np.uint8))
+        for g in range(8)
+    ]
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{'what ' * (g % 3)}{g}"}], "image": picture}
+        for g, picture in enumerate(pictures)
+    ]
+    runs = {}
+    for share in ("on", "off"):
+        set_seed(0)
+        processor = build_processor()
+        model = build_vision_model(
+            processor.tokenizer, hidden_size=32, num_layers=1, vision_width=32, vision_depth=1, initializer_range=0.3
+        )
+        runs[share] = Float64Trainer(
+            model=model.double(),
+            reward_funcs=lambda completion_ids, **columns: [float(sum(ids) % 2) for ids in completion_ids],
+            args=GPGConfig(
+                output_dir=str(tmp_path / share),
+                share_prompt=share,
+                max_steps=20,
+                num_generations=4,
+                per_device_train_batch_size=8,
+                gradient_accumulation_steps=2,
+                max_completion_length=6,
+                learning_rate=1e-3,
+                logging_steps=1,
+                save_strategy="no",
+                gradient_checkpointing=False,
+                bf16=False,
+                use_cpu=True,
+                report_to=[],
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=processor,
+        )
+        runs[share].train()
+    assert_same_run(runs["on"], runs["off"])
+
+
+# What falls back ----------------------------------------------------------------------------------------------------
+
+
+def llama():
+    set_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(scripted.WORDS), pad_token_id=PAD, eos_token_id=1, **sizes))
+
+
+def qwen(**settings):
+    set_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"vocab_size": len(scripted.WORDS), "num_key_value_heads": 1, "pad_token_id": PAD, "eos_token_id": 1}
+    return Qwen2ForCausalLM(Qwen2Config(**sizes | config | settings))
+
+
+def sliding():
+    return qwen(use_sliding_window=True, sliding_window=4, max_window_layers=0)
+
+
+def attention_dropout():
+    return qwen(attention_dropout=0.1)
+
+
+def growing_rotation():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    return qwen(max_position_embeddings=4, rope_parameters=rope)
+
+
+def own_attention():
+    AttentionInterface.register("tests_own", sdpa_attention_forward)
+    model = qwen()
+    model.config._attn_implementation = "tests_own"
+    return model
+
+
+def custom_kernels():
+    model = qwen()
+    model._use_kernels = True
+    return model
+
+
+def adapter_with_dropout():
+    return peft.get_peft_model(qwen(), peft.LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1))
+
+
+def virtual_tokens():
+    return peft.get_peft_model(qwen(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (llama, "its architecture is llama; known are qwen2, qwen2_vl, qwen2_5_vl"),
+        (sliding, "some of its layers have sliding_attention"),
+        (attention_dropout, "attention_dropout is 0.1"),
+        (growing_rotation, "its rotary embedding (dynamic) depends on the length of the sequence"),
+        (own_attention, "its attention is 'tests_own'"),
+        (custom_kernels, "custom kernels replace its layers"),
+        (adapter_with_dropout, "which would treat all copies of a prompt alike"),
+        (virtual_tokens, "its PEFT adapter puts virtual tokens before every prompt"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_models_that_fall_back(tmp_path, caplog, make, reason):
+    """One line says why, and training is the one without sharing."""
+    assert reason in refusal(make())
+    found = []
+    for share in ("on", "off"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="gpg_repro"):
+            set_seed(1)
+            trainer, gradients = scripted.train(
+                tmp_path / share, rewards=REWARDS, layout=(20, 1), share_prompt=share, model=make(), seed=1
+            )
+        lines = [r.getMessage() for r in caplog.records if "share_prompt" in r.getMessage()]
+        assert len(lines) == (share == "on")
+        assert all(reason in line for line in lines)
+        assert logged(trainer, "share_prompt") == [0]
+        found.append(gradients[0])
+    assert relative_difference(*found) == 0
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_plain_attentions_do_not_fall_back(attention):
+    model = qwen()
+    model.config._attn_implementation = attention
+    assert refusal(model) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"torch_compile": True}, "it is compiled"),
+        ({"use_liger_kernel": True}, "Liger kernels replace its layers"),
+        ({"tools": True}, "tools may put images into completions"),
+        ({"parallel": "cp_enabled"}, "sequences are split over devices"),
+        ({"parallel": "sp_enabled"}, "sequences are split over devices"),
+    ],
+    ids=str,
+)
+def test_settings_that_fall_back(tmp_path, settings, reason):
+    """What the trainer asks before it asks the model; these cannot all be run here."""
+    trainer, _ = scripted.train(tmp_path, rewards=REWARDS, layout=(20, 1), model=make_model())
+    assert trainer._sharing_refused() is None
+    if "tools" in settings:
+        trainer.tools = [print]
+    elif "parallel" in settings:
+        flags = {"cp_enabled": False, "sp_enabled": False, settings["parallel"]: True}
+        trainer.accelerator.state.parallelism_config = SimpleNamespace(**flags)
+    else:
+        for name, value in settings.items():
+            setattr(trainer.args, name, value)
+    try:
+        assert trainer._sharing_refused() == reason
+    finally:
+        trainer.accelerator.state.parallelism_config = None
+
+
+@pytest.mark.parametrize(("length", "shared"), [(4, 1), (60, 0)])
+def test_auto_shares_where_it_pays(tmp_path, length, shared):
+    """Four prompts of up to four tokens, four completions each."""
+
+    def rollout(prompts, trainer):
+        done = scripted_rollout(((1, 0, 1, 0),) * 4)(prompts, trainer)
+        return done | {"completion_ids": [(ids * length)[: length - 1] + [1] for ids in done["completion_ids"]]}
+
+    trainer, _ = scripted.train(
+        tmp_path,
+        rewards=((1, 0, 1, 0),) * 4,
+        layout=(16, 1),
+        model=make_model(),
+        rollout=rollout,
+        max_completion_length=64,
+    )
+    assert logged(trainer, "share_prompt") == [shared]
+    everything, distinct = 4 * (1 + 2 + 3 + 4) + 16 * length, 0 + 1 + 2 + 3 + 16 * length
+    assert logged(trainer, "tokens/forward") == [distinct if shared else everything]
+
+
+def test_auto_takes_no_more_memory_than_without(tmp_path):
+    """One completion per pass: a whole group would be larger. `on` does it all the same."""
+    rewards, shared = ((1, 1, 1, 1),) * 9 + ((1, 0, 0, 0),), {}
+    for share in ("auto", "on"):
+        trainer, gradients = scripted.train(
+            tmp_path / share, rewards=rewards, layout=(1, 40), model=make_model(), share_prompt=share
+        )
+        shared[share] = logged(trainer, "share_prompt")
+    assert shared == {"auto": [0], "on": [1]}
+
+
+def test_unknown_choice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="share_prompt='yes' is unknown: expected one of 'auto', 'on', 'off'"):
+        GPGConfig(output_dir=str(tmp_path), share_prompt="yes", use_cpu=True, bf16=False)
+
+
+# Plans --------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def batches(draw):
+    """A full batch of groups on some processes, of which some rows are left out."""
+    size, micro, passes = draw(st.integers(2, 8)), draw(st.integers(1, 16)), draw(st.integers(1, 4))
+    processes = draw(st.integers(1, 4))
+    total = micro * passes * processes
+    groups, rows, owners = max(total // size, 1), [], []
+    total = groups * size
+    if total > micro * passes * processes:
+        micro = math.ceil(total / passes / processes)
+    for group in range(groups):
+        prompt = draw(st.integers(1, 50))
+        for place in range(size):
+            if draw(st.booleans()):
+                rows.append(Sizes(group, prompt, draw(st.integers(0, 30))))
+                owners.append((group * size + place) * processes // total)
+    return rows, owners, processes, micro, passes
+
+
+@given(batches(), st.booleans())
+def test_plans_hold_every_row_once_within_the_limits(batch, limited):
+    rows, owners, processes, micro, passes = batch
+    if not rows:
+        return
+    limit = micro * max(row.prompt + max(row.completion, 1) for row in rows) if limited else None
+    plan = plan_shared(rows, owners, processes, micro, passes, limit)
+    assert sorted(n for share in plan.passes for part in share for n in part) == list(range(len(rows)))
+    assert len(plan.passes) == processes
+    assert len({len(share) for share in plan.passes}) == 1 <= len(plan.passes[0]) <= passes
+    groups = [sum(row.group == group for row in rows) for group in {row.group for row in rows}]
+    tokens = 0
+    for process, share in enumerate(plan.passes):
+        for part in share:
+            assert all(plan.targets[n] == process for n in part)
+            assert len(part) <= max(micro, *groups)
+            assert limit is None or distinct_tokens([rows[n] for n in part]) <= limit
+            runs = [rows[n].group for i, n in enumerate(part) if i == 0 or rows[part[i - 1]].group != rows[n].group]
+            assert len(runs) == len(set(runs))  # a prompt's rows are neighbours
+            tokens += distinct_tokens([rows[n] for n in part])
+    assert tokens == plan.num_tokens <= sum(row.prompt + max(row.completion, 1) for row in rows)
+
+
+def test_groups_stay_whole_where_they_fit():
+    rows = [Sizes(group, 100, 10) for group in range(4) for _ in range(8)]
+    plan = plan_shared(rows, [group // 2 for group in range(4) for _ in range(8)], 2, 8, 2)
+    assert plan.passes == [[list(range(8)), list(range(8, 16))], [list(range(16, 24)), list(range(24, 32))]]
+    assert plan.num_tokens == 4 * (99 + 80)
+
+
+def test_groups_move_as_one():
+    """Rank 0 holds both valid groups: one of them goes to rank 1, not those rows that even out the tokens best."""
+    rows = [Sizes(group, 100, length) for group in range(2) for length in (1, 1, 30, 30)]
+    plan = plan_shared(rows, [0] * 8, 2, 4, 2)
+    assert sorted(plan.passes) == [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
+    assert plan.num_tokens == 2 * (99 + 62)
+
+
+def test_long_completions_are_dealt_row_by_row():
+    """Where the prompt is short, even shares are worth one more prompt."""
+    rows = [Sizes(group, 2, 100) for group in range(3) for _ in range(4)]
+    plan = plan_shared(rows, [0] * 12, 2, 8, 2)
+    assert [sum(map(len, share)) for share in plan.passes] == [6, 6]
+
+
+def test_groups_are_cut_where_whole_ones_need_too_many_passes():
+    rows = [Sizes(group, 10, 10) for group in range(3) for _ in range(8)]  # 24 rows, two passes of 12
+    plan = plan_shared(rows, [0] * 24, 1, 12, 2)
+    assert [len(part) for part in plan.passes[0]] == [12, 12]
+    assert plan.num_tokens == 4 * 9 + 240
