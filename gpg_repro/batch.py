@@ -9,7 +9,7 @@ sampled until `deal` says that one has to move.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -225,6 +225,7 @@ class Sizes:
 
 def distinct_tokens(rows: Iterable[Sizes]) -> int:
     """Tokens of one forward pass over `rows` if every prompt goes through the model once."""
+    rows = list(rows)
     prompts = {row.group: row.prompt for row in rows}
     # The last prompt token stands before each completion, whose own last one nobody has to predict from.
     return sum(prompts.values()) - len(prompts) + sum(max(row.completion, 1) for row in rows)
@@ -276,57 +277,55 @@ def plan_shared(
     by_group = dict(zip(groups, homes, strict=True))
     whole = [by_group[row.group] for row in rows]
     single = deal([row.completion for row in rows], owners, num_processes)
-    largest = max(micro_batch_size, max(map(len, units)))
+
+    def tokens(numbers: Iterable[int]) -> int:
+        return distinct_tokens(rows[n] for n in numbers)
 
     plans: list[tuple[int, SharedPlan]] = []
-    for targets, whole_units, max_rows in (
-        (whole, True, largest),
-        (single, True, largest),
-        (single, False, micro_batch_size),
-    ):
-        if plans and not whole_units:
+    for targets, cut in ((whole, False), (single, False), (single, True)):
+        if plans and cut:
             break
         shares = []
         for process in range(num_processes):
             mine = [[n for n in unit if targets[n] == process] for unit in units]
-            mine = [unit for unit in mine if unit]
-            shares.append(mine if whole_units else [[n] for unit in mine for n in unit])
-        num = max(len(_fill(rows, share, max_rows, max_tokens)) for share in shares)
-        fits = max_tokens is None or all(distinct_tokens([rows[n] for n in u]) <= max_tokens for s in shares for u in s)
-        if num > max_passes or (whole_units and not fits):
+            shares.append([[n] for unit in mine for n in unit] if cut else [unit for unit in mine if unit])
+        num = max(len(_fill(share, micro_batch_size, tokens, max_tokens)) for share in shares)
+        too_large = max_tokens is not None and any(tokens(unit) > max_tokens for share in shares for unit in share)
+        if not cut and (num > max_passes or too_large):
             continue
-        passes = [_even(rows, share, num, max_rows) for share in shares]
-        tokens = [[distinct_tokens([rows[n] for n in part]) for part in parts] for parts in passes]
-        slowest = sum(map(max, zip(*tokens, strict=True)))  # processes wait for each other after every pass
-        plans.append((slowest, SharedPlan(list(targets), passes, sum(map(sum, tokens)))))
+        passes = [_even(share, num, micro_batch_size, tokens) for share in shares]
+        costs = [[tokens(part) for part in parts] for parts in passes]
+        slowest = sum(map(max, zip(*costs, strict=True)))  # processes wait for each other after every pass
+        plans.append((slowest, SharedPlan(list(targets), passes, sum(map(sum, costs)))))
     return min(plans, key=lambda plan: plan[0])[1]
 
 
 def _fill(
-    rows: Sequence[Sizes], units: Iterable[list[int]], max_rows: int, max_tokens: float | None
+    units: Iterable[list[int]], max_rows: int, tokens: Callable[[Iterable[int]], int], max_tokens: int | None
 ) -> list[list[int]]:
     """Units in order, a new part whenever one would have too many rows or tokens; a unit alone always fits."""
     parts: list[list[int]] = []
     for unit in units:
-        if parts and len(parts[-1]) + len(unit) <= max_rows:
-            together = parts[-1] + unit
-            if max_tokens is None or distinct_tokens([rows[n] for n in together]) <= max_tokens:
-                parts[-1] = together
-                continue
-        parts.append(list(unit))
+        together = parts[-1] + unit if parts else unit
+        if parts and len(together) <= max_rows and (max_tokens is None or tokens(together) <= max_tokens):
+            parts[-1] = together
+        else:
+            parts.append(unit)
     return parts
 
 
-def _even(rows: Sequence[Sizes], units: list[list[int]], num_parts: int, max_rows: int) -> list[list[int]]:
+def _even(
+    units: list[list[int]], num_parts: int, max_rows: int, tokens: Callable[[Iterable[int]], int]
+) -> list[list[int]]:
     """Units in order in `num_parts` parts whose largest has as few tokens as can be; empty ones where units are few."""
-    low, high = 0, distinct_tokens([rows[n] for unit in units for n in unit])
+    low, high = 0, tokens(n for unit in units for n in unit)
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(rows, units, max_rows, middle)) <= num_parts:
+        if len(_fill(units, max_rows, tokens, middle)) <= num_parts:
             high = middle
         else:
             low = middle + 1
-    parts = _fill(rows, units, max_rows, high)
+    parts = _fill(units, max_rows, tokens, high)
     return parts + [[] for _ in range(num_parts - len(parts))]
 
 

@@ -14,10 +14,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from eval_harness.errors import UserError, unknown
 from gpg_repro.datasets import get_training_set
@@ -54,6 +54,11 @@ class Objective(_Strict):
     epsilon: float = Field(default=0.2, gt=0)
     epsilon_high: float | None = Field(default=None, gt=0)
     """Clip range of the rivals' probability ratio, below and above 1; null: the same on both sides."""
+
+
+def _switch(value: Any) -> Any:
+    """YAML reads a bare `on` or `off` as a truth value."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Training(_Strict):
@@ -94,7 +99,7 @@ class Training(_Strict):
     top_p: float = Field(gt=0, le=1)
     bf16: bool
     gradient_checkpointing: bool
-    share_prompt: Literal["auto", "on", "off"] = "auto"
+    share_prompt: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     """Whether a group's prompt goes through the model once (docs/efficiency.md); gpg only."""
     save_steps: int = Field(ge=1)
 

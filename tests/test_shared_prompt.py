@@ -601,28 +601,36 @@ def test_auto_shares_where_it_pays(tmp_path, length, shared):
         done = scripted_rollout(((1, 0, 1, 0),) * 4)(prompts, trainer)
         return done | {"completion_ids": [(ids * length)[: length - 1] + [1] for ids in done["completion_ids"]]}
 
+    make_model().save_pretrained(tmp_path / "start")
     trainer, _ = scripted.train(
         tmp_path,
         rewards=((1, 0, 1, 0),) * 4,
         layout=(16, 1),
-        model=make_model(),
+        model=Qwen2ForCausalLM.from_pretrained(tmp_path / "start"),
         rollout=rollout,
         max_completion_length=64,
+        beta=0.1,
     )
     assert logged(trainer, "share_prompt") == [shared]
     everything, distinct = 4 * (1 + 2 + 3 + 4) + 16 * length, 0 + 1 + 2 + 3 + 16 * length
     assert logged(trainer, "tokens/forward") == [distinct if shared else everything]
+    tokens = []  # the reference model's
+    trainer.ref_model.model.embed_tokens.register_forward_hook(lambda *call: tokens.append(call[1][0].numel()))
+    trainer.model.train()
+    trainer._generate_and_score_completions(trainer._next_prompts())
+    assert tokens == [distinct if shared else 16 * (4 + length)]
 
 
 def test_auto_takes_no_more_memory_than_without(tmp_path):
     """One completion per pass: a whole group would be larger. `on` does it all the same."""
-    rewards, shared = ((1, 1, 1, 1),) * 9 + ((1, 0, 0, 0),), {}
-    for share in ("auto", "on"):
-        trainer, gradients = scripted.train(
+    rewards = ((1, 1, 1, 1),) * 9 + ((1, 0, 0, 0),)
+    lengths = [len(scripted.completion_of(9, place, reward)) for place, reward in enumerate(rewards[9])]
+    for share, shared, num_tokens in (("auto", 0, 4 * 10 + sum(lengths)), ("on", 1, 9 + sum(lengths))):
+        trainer, _ = scripted.train(
             tmp_path / share, rewards=rewards, layout=(1, 40), model=make_model(), share_prompt=share
         )
-        shared[share] = logged(trainer, "share_prompt")
-    assert shared == {"auto": [0], "on": [1]}
+        assert logged(trainer, "share_prompt") == [shared]
+        assert logged(trainer, "tokens/forward") == [num_tokens]
 
 
 def test_unknown_choice_is_refused(tmp_path):
@@ -684,10 +692,10 @@ def test_groups_stay_whole_where_they_fit():
 
 def test_groups_move_as_one():
     """Rank 0 holds both valid groups: one of them goes to rank 1, not those rows that even out the tokens best."""
-    rows = [Sizes(group, 100, length) for group in range(2) for length in (1, 1, 30, 30)]
+    rows = [Sizes(place // 4, 100, length) for place, length in enumerate((10, 10, 10, 10, 1, 1, 30, 30))]
     plan = plan_shared(rows, [0] * 8, 2, 4, 2)
     assert sorted(plan.passes) == [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
-    assert plan.num_tokens == 2 * (99 + 62)
+    assert plan.num_tokens == 2 * 99 + 102
 
 
 def test_long_completions_are_dealt_row_by_row():
