@@ -629,6 +629,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         self._passes: list[dict[str, Any] | None] = []  # one entry per accumulation step; None: nothing to do
         # Sums over the passes of one optimiser step, reduced over processes at its end by `_log_token_means`.
         self._token_sums: Tensor | None = None
+        self._sharing_told: set[bool] = set()  # outcomes of "auto" the log has named
         self._cannot_share = self._sharing_refused()
         if self._cannot_share and args.share_prompt != "off":
             log = logger.warning if args.share_prompt == "on" else logger.info
@@ -885,8 +886,15 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
                 self.args.gradient_accumulation_steps,
                 max_tokens=rows * longest if auto else None,  # a pass of unshared rows may have as many
             )
-            if auto and plan.num_tokens > WORTHWHILE * everything:
+            shared = plan.num_tokens
+            if auto and shared > WORTHWHILE * everything:
                 plan = None
+            if (plan is not None) not in self._sharing_told:
+                self._sharing_told.add(plan is not None)
+                how = "one pass per prompt" if plan else "one pass per completion, as sharing would not pay"
+                logger.info(
+                    "Step %d: %s. Sharing leaves %d of %d tokens.", self.state.global_step + 1, how, shared, everything
+                )
         log = self._metrics["train"]
         log["share_prompt"].append(float(plan is not None))
         log["tokens/forward"].append(plan.num_tokens if plan else everything)

@@ -301,6 +301,13 @@ def test_trained_as_without_sharing(tmp_path, layout, settings):
     assert logged(on[0], "tokens/forward")[0] < logged(off[0], "tokens/forward")[0]
 
 
+def test_mixed_precision(tmp_path):
+    runs = both(tmp_path, bf16=True)
+    exact = both(tmp_path / "exact")["off"][1][0]
+    errors = {share: relative_difference(gradients[0], exact) for share, (_, gradients) in runs.items()}
+    assert 0 < errors["on"] < 1.5 * errors["off"] < 0.1
+
+
 def test_groups_from_several_draws(tmp_path):
     rewards = ((0, 1, 1, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 1, 1), (1, 1, 1, 1), (0, 1, 0, 0))
     runs = both(tmp_path, rewards=rewards, layout=(8, 1), beta_th=1.0)
@@ -688,6 +695,12 @@ def test_groups_stay_whole_where_they_fit():
     plan = plan_shared(rows, [group // 2 for group in range(4) for _ in range(8)], 2, 8, 2)
     assert plan.passes == [[list(range(8)), list(range(8, 16))], [list(range(16, 24)), list(range(24, 32))]]
     assert plan.num_tokens == 4 * (99 + 80)
+
+
+def test_passes_are_even():
+    rows = [Sizes(group, 100, 10) for group in range(4) for _ in range(4)]
+    plan = plan_shared(rows, [0] * 16, 1, 12, 2)
+    assert [len(part) for part in plan.passes[0]] == [8, 8]
 
 
 def test_groups_move_as_one():
