@@ -118,14 +118,18 @@ class Layout:
         return self.groups[-1].stop
 
     def mask(self, group: _Group, repeats: int, like: Tensor) -> Tensor:
-        """[repeats * T, prefix + T] additive: everything before a completion's token, itself included."""
-        width = max(group.lengths)
-        key = (group.prefix, width, repeats, like.dtype, like.device)
+        """[T * repeats, prefix + T] additive: everything before a completion's token, itself included.
+
+        A view of the one mask that is made for all groups and layers.
+        """
+        prefix, width = max(g.prefix for g in self.groups), max(max(g.lengths) for g in self.groups)
+        key = (repeats, like.dtype, like.device)
         if key not in self._masks:
-            seen = torch.ones(width, group.prefix + width, dtype=torch.bool, device=like.device).tril(group.prefix)
-            mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, float("-inf"))
-            self._masks[key] = mask.repeat(repeats, 1)
-        return self._masks[key]
+            hidden = torch.ones(width, prefix + width, dtype=torch.bool, device=like.device).triu(prefix + 1)
+            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
+            self._masks[key] = mask.repeat_interleave(repeats, dim=0)
+        width = max(group.lengths)
+        return self._masks[key][: width * repeats, prefix - group.prefix : prefix + width]
 
     def padding(self, group: _Group, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Indices that pad a group's completions to one width, and back; None where they have one width already."""
@@ -163,15 +167,15 @@ def _attention(
             parts = (states[:, :, prefix] for states in (query, key, value))
             outputs.append(sdpa_attention_forward(module, *parts, None, scaling=scaling, is_causal=True)[0])
         num, padding = len(group.lengths), layout.padding(group, query.device)
-        # Query heads that have a key-value head in common stand below each other: no copies of keys and values.
-        queries = _completions(query, group, padding).unflatten(1, (heads, repeats)).flatten(2, 3)
+        # Query heads with a key-value head in common become rows of one attention: no copies of keys and values.
+        queries = _completions(query, group, padding).unflatten(1, (heads, repeats)).transpose(2, 3).flatten(2, 3)
         keys, values = (
             torch.cat([states[:, :, prefix].expand(num, -1, -1, -1), _completions(states, group, padding)], dim=2)
             for states in (key, value)
         )
         mask = layout.mask(group, repeats, query)
         output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
-        output = output.unflatten(2, (repeats, -1)).flatten(1, 2).transpose(1, 2).flatten(0, 1)
+        output = output.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
         outputs.append((output if padding is None else output.index_select(0, padding[1])).unsqueeze(0))
     return torch.cat(outputs, dim=1), None
 
