@@ -13,13 +13,15 @@ same sequence. `places` tells where in it the prediction of each completion toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -102,9 +104,11 @@ class Layout:
 
     Args:
         groups: (prompt tokens, tokens of each completion), in order; all at least 1.
+        checkpointed: whether layers are run again in the backward pass, and keep nothing until then.
     """
 
-    def __init__(self, groups: Sequence[tuple[int, Sequence[int]]]):
+    def __init__(self, groups: Sequence[tuple[int, Sequence[int]]], checkpointed: bool = False):
+        self.checkpointed = checkpointed
         self.groups: list[_Group] = []
         for prompt, lengths in groups:
             start = self.groups[-1].stop if self.groups else 0
@@ -159,22 +163,22 @@ def _attention(
         [1, L, heads, width], and no weights.
     """
     layout, outputs = attention_mask, []
-    heads = key.size(1)
-    repeats = query.size(1) // heads
+    repeats = query.size(1) // key.size(1)
     for group in layout.groups:
         prefix = slice(group.start, group.first)
         if group.prefix:
             parts = (states[:, :, prefix] for states in (query, key, value))
             outputs.append(sdpa_attention_forward(module, *parts, None, scaling=scaling, is_causal=True)[0])
-        num, padding = len(group.lengths), layout.padding(group, query.device)
-        # Query heads with a key-value head in common become rows of one attention: no copies of keys and values.
-        queries = _completions(query, group, padding).unflatten(1, (heads, repeats)).transpose(2, 3).flatten(2, 3)
-        keys, values = (
-            torch.cat([states[:, :, prefix].expand(num, -1, -1, -1), _completions(states, group, padding)], dim=2)
-            for states in (key, value)
-        )
-        mask = layout.mask(group, repeats, query)
-        output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
+        padding = layout.padding(group, query.device)
+        queries = _rows(query, group, padding, repeats)
+        keys, values = (_side_by_side(states, group, padding) for states in (key, value))
+        copies = [
+            (queries, partial(_rows, query.detach(), group, padding, repeats)),
+            *((t, partial(_side_by_side, s.detach(), group, padding)) for t, s in ((keys, key), (values, value))),
+        ]
+        with nullcontext() if layout.checkpointed else _made_again(copies):
+            mask = layout.mask(group, repeats, query)
+            output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
         output = output.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
         outputs.append((output if padding is None else output.index_select(0, padding[1])).unsqueeze(0))
     return torch.cat(outputs, dim=1), None
@@ -186,6 +190,37 @@ def _completions(states: Tensor, group: _Group, padding: tuple[Tensor, Tensor] |
     if padding is not None:
         states = states.index_select(1, padding[0])
     return states.unflatten(1, (len(group.lengths), -1)).transpose(0, 1)
+
+
+def _rows(query: Tensor, group: _Group, padding: tuple[Tensor, Tensor] | None, repeats: int) -> Tensor:
+    """Queries of the completions, [completions, key-value heads, T * repeats, width].
+
+    Heads that have a key-value head in common become rows of one attention, so that keys and values are not repeated.
+    """
+    queries = _completions(query, group, padding)
+    return queries.unflatten(1, (-1, repeats)).transpose(2, 3).flatten(2, 3)
+
+
+def _side_by_side(states: Tensor, group: _Group, padding: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Keys or values of prompt and completion, for every completion: [completions, heads, P + T, width]."""
+    prompt = states[:, :, group.start : group.first].expand(len(group.lengths), -1, -1, -1)
+    return torch.cat([prompt, _completions(states, group, padding)], dim=2)
+
+
+def _made_again(copies: list[tuple[Tensor, Callable[[], Tensor]]]) -> saved_tensors_hooks:
+    """Within it, autograd does not keep these tensors for the backward pass, which has them made again.
+
+    They are copies of what other layers keep anyway, and with the prompt repeated they would be most of the memory.
+    """
+    makers = {tensor.data_ptr(): make for tensor, make in copies}
+
+    def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
+        return makers.get(tensor.data_ptr(), tensor)
+
+    def unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
+        return kept if isinstance(kept, Tensor) else kept()
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 AttentionInterface.register(_ATTENTION, _attention)
@@ -260,7 +295,7 @@ def collate_shared(rows: Sequence[Row], model: PreTrainedModel, pad_token_id: in
         before, after = _positions(head, model)
         steps = [torch.arange(len(c) - 1, device=prompt.device) for c in completions]
         positions += [before[:, :-1], *(part for s in steps for part in (before[:, -1:], after + s))]
-    layout, position_ids = Layout(lengths), torch.cat(positions, dim=1)
+    layout, position_ids = Layout(lengths, model.is_gradient_checkpointing), torch.cat(positions, dim=1)
     batch["packed"] = {
         "input_ids": torch.cat(ids).unsqueeze(0),
         # [1, L], or [3, 1, L] with rows and columns of images.
