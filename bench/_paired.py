@@ -40,7 +40,6 @@ from gpg_repro.tiny.tokenizer import CHARACTERS, build_tokenizer
 from gpg_repro.trainer import GPGConfig, GPGTrainer
 
 _RESULT = "result: "
-PROMPT_TOKENS = 16
 
 
 # Workloads ------------------------------------------------------------------------------------------------------------
@@ -61,6 +60,7 @@ class Workload:
     num_groups: int = 8
     num_generations: int = 8
     micro_batch_size: int = 16
+    prompt_tokens: int = 16
     longest: int = 128  # tokens of a completion
     shortest: int = 16  # of the ragged ones
 
@@ -115,7 +115,7 @@ def prompt_rows(workload: Workload, case_list: Sequence[Case], rounds: int) -> D
             for place in order:
                 rows.append(
                     {
-                        "prompt": f"{len(rows):0{PROMPT_TOKENS}d}",
+                        "prompt": f"{len(rows):0{workload.prompt_tokens}d}",
                         "signal": place < case.num_valid,
                         "shortest": case.shortest,
                         "longest": case.longest,
@@ -156,7 +156,7 @@ def random_model(workload: Workload) -> Qwen2ForCausalLM:
         num_hidden_layers=workload.num_layers,
         num_attention_heads=workload.num_heads,
         num_key_value_heads=workload.num_kv_heads,
-        max_position_embeddings=PROMPT_TOKENS + workload.longest,
+        max_position_embeddings=workload.prompt_tokens + workload.longest,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -192,13 +192,13 @@ class Clocked:
             sums[kind] += after - before
 
 
-class _OursClocked(Clocked, GPGTrainer):
+class OursClocked(Clocked, GPGTrainer):
     def _generate_and_score_completions(self, inputs):
         with self._clock("rollout"):  # TRL's sampling and scoring alone: packing and our logging count as update
             return super()._generate_and_score_completions(inputs)
 
 
-class _TheirsClocked(Clocked, GRPOTrainer):
+class TheirsClocked(Clocked, GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         with self._clock("rollout"):
             return super()._generate_and_score_completions(inputs)
@@ -218,13 +218,22 @@ SAME_MATHS = {
 """Settings with which GPG and TRL's GRPO have one gradient on-policy."""
 
 
-def make_trainer(kind: str, model: Any, rows: Dataset, folder: str, rollout: Callable | None, **settings: Any) -> Any:
+def make_trainer(
+    kind: str,
+    model: Any,
+    rows: Dataset,
+    folder: str,
+    rollout: Callable | None,
+    trainer_class: type | None = None,
+    processing_class: Any = None,
+    **settings: Any,
+) -> Any:
     """A clocked GPGTrainer (`gpg`) or stock GRPOTrainer (`grpo`), for one epoch over `rows` in their order.
 
     The learning rate is 0: the work is the same, and both trainers keep the same weights, hence sample the same
     completions from the same seed.
     """
-    config_class, trainer_class = (GPGConfig, _OursClocked) if kind == "gpg" else (GRPOConfig, _TheirsClocked)
+    config_class, usual_class = (GPGConfig, OursClocked) if kind == "gpg" else (GRPOConfig, TheirsClocked)
     on_gpu = torch.cuda.is_available()
     reward_funcs = settings.pop("reward_funcs", half_right)
     settings = SAME_MATHS[kind] | {
@@ -240,31 +249,35 @@ def make_trainer(kind: str, model: Any, rows: Dataset, folder: str, rollout: Cal
         "bf16": on_gpu,
         "gradient_checkpointing": False,
     } | settings  # fmt: skip
-    tokenizer = build_tokenizer()
     if isinstance(model, Qwen2ForCausalLM):
         model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-    trainer = trainer_class(
+    trainer = (trainer_class or usual_class)(
         model=model,
         reward_funcs=reward_funcs,
         args=config_class(output_dir=folder, **settings),
         train_dataset=rows,
-        processing_class=tokenizer,
+        processing_class=processing_class or build_tokenizer(),
         rollout_func=rollout,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def scripted_trainer(kind: str, workload: Workload, rows: Dataset, folder: str, **settings: Any) -> Any:
-    """A trainer of the workload's model on scripted completions."""
-    micro = settings.pop("micro_batch_size", workload.micro_batch_size)
-    settings = {
+def step_settings(workload: Workload, micro_batch_size: int | None = None) -> dict[str, Any]:
+    """The trainers' settings for the shape of the workload's step."""
+    micro = micro_batch_size or workload.micro_batch_size
+    return {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": workload.num_rows // micro,
         "num_generations": workload.num_generations,
         "max_completion_length": workload.longest,
         "gradient_checkpointing": workload.gradient_checkpointing,
-    } | settings
+    }
+
+
+def scripted_trainer(kind: str, workload: Workload, rows: Dataset, folder: str, **settings: Any) -> Any:
+    """A trainer of the workload's model on scripted completions."""
+    settings = step_settings(workload, settings.pop("micro_batch_size", None)) | settings
     model = settings.pop("model", None) or random_model(workload)
     return make_trainer(kind, model, rows, folder, scripted(rows), **settings)
 
@@ -574,16 +587,25 @@ def process_memory(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def measure_memory(kind: str, workload: Workload, num_valid: int, folder: str, whole_step: bool = False, **settings):
+def measure_memory(
+    kind: str,
+    workload: Workload,
+    num_valid: int,
+    folder: str,
+    whole_step: bool = False,
+    rows_of: Callable[..., Dataset] = prompt_rows,
+    trainer_of: Callable[..., Any] = scripted_trainer,
+    **settings: Any,
+) -> dict[str, float]:
     """Peak memory of one trainer's step in this process; see `PeakMemory`. Call it in a fresh one (`in_fresh_process`).
 
     The first of the three steps has short completions, so that little is resident already when the second begins.
     """
     warm = Case("warm-up", workload.num_groups, 4, 4)
     measured = Case("measured", num_valid, workload.longest, workload.longest)
-    rows = prompt_rows(workload, [warm, measured, measured], 1)
+    rows = rows_of(workload, [warm, measured, measured], 1)
     torch.set_num_threads(1)
-    trainer = scripted_trainer(kind, workload, rows, folder, **settings)
+    trainer = trainer_of(kind, workload, rows, folder, **settings)
     callback = PeakMemory(trainer, whole_step)
     trainer.phase_seconds = {}
     trainer.add_callback(callback)

@@ -2,8 +2,8 @@
 
 As ``update_step.py``, with a Qwen2-VL: both trainers live in one process on one torch thread, see the same images,
 prompts, rewards and completions, and step in turn; their settings have one gradient. Rows of groups without a signal
-never reach the vision tower (``patches_ratio`` counts what does). Ends in one JSON line; ``ratio`` is the update's at
-alpha = 2 (lower is better).
+never reach the vision tower, those of the others send it their image once (``patches_ratio`` counts). Ends in one JSON
+line; ``ratio`` is the update's at alpha = 2 (lower is better). ``update_step.py --only sharing`` has longer prompts.
 """
 
 from __future__ import annotations
@@ -12,32 +12,115 @@ import argparse
 import json
 import random
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import _paired as paired
 import numpy as np
+import torch
 from _paired import Case, Workload
 from datasets import Dataset
 from PIL import Image
-from transformers import PrinterCallback
-from trl import GRPOConfig
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from gpg_repro.tiny.tokenizer import CHARACTERS
-from gpg_repro.tiny.vision_model import build_processor, build_vision_model
-from gpg_repro.trainer import GPGConfig
+from gpg_repro.tiny.vision_model import (
+    CONTEXT,
+    PATCH,
+    VISION_TOKENS,
+    build_processor,
+    build_vision_model,
+    build_vision_tokenizer,
+)
 
 TARGETS = {"alpha 1": 1.02, "alpha 2": 0.54, "alpha 4": 0.29}
-WORKLOAD = Workload(longest=64, micro_batch_size=16)
-"""64 completions of 64 tokens, four micro-batches."""
-SIDE = 168
-"""Pixels; 36 tokens per image."""
+FRAME_TOKENS = 5
+"""Tokens of a prompt that are neither image nor text: of its user, around its image, and the model's turn."""
 
 
-def rows_of(workload: Workload, cases: list[Case], rounds: int) -> Dataset:
-    """`prompt_rows` with a picture for every prompt."""
-    rows = paired.prompt_rows(workload, cases, rounds)
-    kept = {
-        index: np.random.default_rng(index).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for index in range(64)
+@dataclass(frozen=True)
+class VisionWorkload(Workload):
+    """A Qwen2-VL; every prompt is one image and as much text as makes `prompt_tokens`."""
+
+    longest: int = 64
+    prompt_tokens: int = 57
+    image_side: int = 168  # pixels, a multiple of 28
+    vision_width: int = 192
+    vision_depth: int = 4
+    vision_heads: int = 6
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a prompt's text."""
+        return self.prompt_tokens - (self.image_side // (2 * PATCH)) ** 2 - FRAME_TOKENS
+
+
+PROTOTYPE = VisionWorkload()
+"""On a CPU: 5 M parameters, 64 completions of 64 tokens, four micro-batches, 36 tokens per image."""
+QWEN2_VL_2B = VisionWorkload(
+    hidden_size=1536,
+    intermediate_size=8960,
+    num_layers=28,
+    num_heads=12,
+    num_kv_heads=2,
+    vocab_size=151_936,
+    dtype="bfloat16",
+    gradient_checkpointing=True,
+    vision_width=1280,
+    vision_depth=32,
+    vision_heads=16,
+)
+"""For a GPU: the shape of Qwen2-VL-2B."""
+
+
+def random_model(workload: VisionWorkload) -> Qwen2VLForConditionalGeneration:
+    """The workload's model: the tiny world's where no vocabulary is given, else in the proportions of Qwen2-VL-2B."""
+    tokenizer = build_vision_tokenizer()
+    if workload.vocab_size is None:
+        sizes = {"vision_width": workload.vision_width, "vision_depth": workload.vision_depth}
+        return build_vision_model(tokenizer, workload.hidden_size, workload.num_layers, **sizes)
+    quarter = workload.hidden_size // workload.num_heads // 8  # of a head's rotary frequencies
+    text = {
+        "vocab_size": workload.vocab_size,
+        "hidden_size": workload.hidden_size,
+        "intermediate_size": workload.intermediate_size,
+        "num_hidden_layers": workload.num_layers,
+        "num_attention_heads": workload.num_heads,
+        "num_key_value_heads": workload.num_kv_heads,
+        "max_position_embeddings": CONTEXT,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [quarter, 3 * quarter // 2, 3 * quarter // 2],
+        },
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
     }
+    vision = {
+        "embed_dim": workload.vision_width,
+        "hidden_size": workload.hidden_size,
+        "depth": workload.vision_depth,
+        "num_heads": workload.vision_heads,
+        "patch_size": PATCH,
+    }
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    special = dict(zip(names, tokenizer.convert_tokens_to_ids(list(VISION_TOKENS)), strict=True))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2VLForConditionalGeneration(
+            Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
+        )
+    return model.to(getattr(torch, workload.dtype))
+
+
+def prompt_rows(workload: VisionWorkload, case_list: Sequence[Case], rounds: int) -> Dataset:
+    """As `_paired.prompt_rows`, with a picture for every prompt."""
+    rows = paired.prompt_rows(replace(workload, prompt_tokens=workload.text_tokens), case_list, rounds)
+    shape = (workload.image_side, workload.image_side, 3)
+    kept = [np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8) for index in range(64)]
     pictures = [Image.fromarray(kept[index % 64]) for index in range(len(rows))]
     return Dataset.from_list(
         [
@@ -50,6 +133,7 @@ def rows_of(workload: Workload, cases: list[Case], rounds: int) -> Dataset:
 class _Scripted:
     """Completions are a function of the prompt and the place in the group; counts the patches the update looks at."""
 
+    rows: dict[str, dict[str, Any]]  # by the text of the prompt
     patches = 0
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
@@ -57,53 +141,43 @@ class _Scripted:
         letters = tokenizer.convert_tokens_to_ids(list(CHARACTERS))
         completions = []
         for number, ids in enumerate(prompt_ids):
-            rng = random.Random(f"{tokenizer.decode(ids, skip_special_tokens=True)} {number % num_generations}")
-            completions.append([*rng.choices(letters, k=self.args.max_completion_length - 1), tokenizer.eos_token_id])
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            rng = random.Random(f"{text} {number % num_generations}")
+            length = rng.randint(self.rows[text]["shortest"], self.rows[text]["longest"])
+            completions.append([*rng.choices(letters, k=length - 1), tokenizer.eos_token_id])
         return completions, None
 
+    def _count(self, inputs: dict[str, Any]) -> None:
+        self.patches += int(inputs["image_grid_thw"].prod(dim=-1).sum())
+
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        self.patches += int(kwargs["image_grid_thw"].prod(dim=-1).sum())
+        self._count(kwargs)
         return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
 
-class _Ours(_Scripted, paired._OursClocked):
+class _Ours(_Scripted, paired.OursClocked):
+    def _get_shared_logps_and_entropies(self, model, inputs):
+        self._count(inputs["packed"])
+        return super()._get_shared_logps_and_entropies(model, inputs)
+
+
+class _Theirs(_Scripted, paired.TheirsClocked):
     pass
 
 
-class _Theirs(_Scripted, paired._TheirsClocked):
-    pass
-
-
-def trainer_of(kind: str, workload: Workload, rows: Dataset, folder: str):
-    """A clocked trainer of a random Qwen2-VL of 5 M parameters."""
-    config_class, trainer_class = (GPGConfig, _Ours) if kind == "gpg" else (GRPOConfig, _Theirs)
-    processor = build_processor()
-    model = build_vision_model(processor.tokenizer, hidden_size=256, num_layers=6, vision_width=192, vision_depth=4)
-    trainer = trainer_class(
-        model=model,
-        reward_funcs=paired.half_right,
-        args=config_class(
-            output_dir=folder,
-            per_device_train_batch_size=workload.micro_batch_size,
-            gradient_accumulation_steps=workload.num_rows // workload.micro_batch_size,
-            num_generations=workload.num_generations,
-            max_completion_length=workload.longest,
-            learning_rate=0.0,
-            shuffle_dataset=False,
-            num_train_epochs=1,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            **paired.SAME_MATHS[kind],
-        ),
-        train_dataset=rows,
-        processing_class=processor,
+def trainer_of(kind: str, workload: VisionWorkload, rows: Dataset, folder: str, **settings: Any) -> Any:
+    """A clocked trainer of the workload's model on scripted completions."""
+    trainer = paired.make_trainer(
+        kind,
+        random_model(workload),
+        rows,
+        folder,
+        rollout=None,
+        trainer_class=_Ours if kind == "gpg" else _Theirs,
+        processing_class=build_processor(),
+        **paired.step_settings(workload, settings.pop("micro_batch_size", None)) | settings,
     )
-    trainer.remove_callback(PrinterCallback)
+    trainer.rows = {row["prompt"][0]["content"]: row for row in rows.remove_columns("image")}
     return trainer
 
 
@@ -113,10 +187,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="pairs of each case, at least 6 for an interval")
     args = parser.parse_args()
     paired.quiet()
-    cases = paired.cases(WORKLOAD, (1.0, 2.0, 4.0))
-    rows = rows_of(WORKLOAD, cases, args.rounds + 1)
+    cases = paired.cases(PROTOTYPE, (1.0, 2.0, 4.0))
+    rows = prompt_rows(PROTOTYPE, cases, args.rounds + 1)
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {kind: trainer_of(kind, WORKLOAD, rows, f"{folder}/{kind}") for kind in ("gpg", "grpo")}
+        trainers = {kind: trainer_of(kind, PROTOTYPE, rows, f"{folder}/{kind}") for kind in ("gpg", "grpo")}
         steps = paired.take_turns(trainers, len(cases))
     ours, theirs = (paired.by_case(steps[kind], len(cases)) for kind in ("gpg", "grpo"))
     line: dict = {"bench": "vision_update", "update": {}}
@@ -125,8 +199,8 @@ def main() -> None:
         line["update"][case.name] = numbers
         print(f"update, {case.name}: {paired.shown(numbers)}, target {TARGETS[case.name]}")
     patches = trainers["gpg"].patches / trainers["grpo"].patches
-    ideal = sum(case.num_valid for case in cases) / (len(cases) * WORKLOAD.num_groups)
-    print(f"patches through the vision tower: {patches:.3f} of TRL's; groups with a signal: {ideal:.3f}")
+    ideal = sum(case.num_valid for case in cases) / (len(cases) * PROTOTYPE.num_rows)
+    print(f"patches through the vision tower: {patches:.4f} of TRL's; one image per group with a signal: {ideal:.4f}")
     line |= {
         "ratio": line["update"]["alpha 2"]["cpu_ratio"],
         "better": "lower",
