@@ -49,6 +49,8 @@ def refusal(model: PreTrainedModel) -> str | None:
     Args:
         model: without the wrappers of data parallelism; may carry a PEFT adapter.
     """
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        return "it is compiled"
     if hasattr(model, "peft_config"):
         if any(config.is_prompt_learning for config in model.peft_config.values()):
             return "its PEFT adapter puts virtual tokens before every prompt"
@@ -73,8 +75,6 @@ def refusal(model: PreTrainedModel) -> str | None:
     dropout = next((name for name, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p > 0), None)
     if dropout:
         return f"it has dropout ({dropout}), which would treat all copies of a prompt alike"
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        return "it is compiled"
     return None
 
 

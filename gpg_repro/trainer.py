@@ -252,8 +252,12 @@ class GPGConfig(GRPOConfig):
         return problems
 
     def _contradictions(self) -> list[str]:
-        choices = {"f_norm": F_NORMS, "normalization": NORMALIZATIONS, "logp_temperature": LOGP_TEMPERATURES}
-        choices["share_prompt"] = SHARE_PROMPT
+        choices = {
+            "f_norm": F_NORMS,
+            "normalization": NORMALIZATIONS,
+            "logp_temperature": LOGP_TEMPERATURES,
+            "share_prompt": SHARE_PROMPT,
+        }
         problems = [
             f"{name}={value!r} is unknown: expected one of {', '.join(map(repr, allowed))}."
             for name, allowed in choices.items()

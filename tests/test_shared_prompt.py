@@ -223,6 +223,25 @@ def test_a_completion_without_tokens_counts_for_nothing():
     assert relative_difference(gradients(model), expected) < 2e-6
 
 
+def test_copies_of_keys_and_values_are_not_kept_for_the_backward_pass():
+    """Bytes that a forward pass leaves behind, with the copies and without."""
+    rows, model, left = text_rows(), text_model(), {}
+    for kept in (True, False):
+        batch = collate_shared(rows, model, PAD)
+        batch["packed"]["attention_mask"]["full_attention"].checkpointed = kept
+        with (
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
+            shared_attention(model),
+        ):
+            logps = exact_log_probs(model, batch)
+        events = profiler.profiler.kineto_results.events()
+        left[kept] = sum(event.nbytes() for event in events if event.name() == "[memory]")
+        del logps
+    copies = sum(len(lengths) * (prompt - 1 + max(lengths)) for prompt, lengths in SHAPES)
+    floats = 2 * 2 * 2 * 8 * copies  # layers, keys and values, their heads, the heads' width
+    assert left[True] - left[False] >= 4 * floats
+
+
 def test_every_prompt_and_picture_goes_through_the_model_once():
     rows, model = vision_rows(), vision_model(False)
     batch = collate_shared(rows, model, PAD)
@@ -438,7 +457,8 @@ def test_twenty_steps_of_text(float64, tmp_path):
     assert_same_run(runs["on"], runs["off"])
 
 
-def test_twenty_steps_of_images(float64, tmp_path):
+def train_on_images(output_dir, model, processor, share: str, trainer_class=GPGTrainer, **settings) -> GPGTrainer:
+    """A run on eight prompts with pictures of two sizes; completions are sampled."""
     pictures = [
         Image.fromarray(np.random.default_rng(g).integers(0, 256, (56 + 28 * (g % 2), 84, 3), dtype=np.uint8))
         for g in range(8)
@@ -447,38 +467,67 @@ def test_twenty_steps_of_images(float64, tmp_path):
         {"prompt": [{"role": "user", "content": f"{'what ' * (g % 3)}{g}"}], "image": picture}
         for g, picture in enumerate(pictures)
     ]
+    settings = {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+    } | settings
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=lambda completion_ids, **columns: [float(sum(ids) % 2) for ids in completion_ids],
+        args=GPGConfig(output_dir=str(output_dir), share_prompt=share, **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+    )
+    trainer.train()
+    return trainer
+
+
+def small_vision_model(processor):
+    return build_vision_model(
+        processor.tokenizer, hidden_size=32, num_layers=1, vision_width=32, vision_depth=1, initializer_range=0.3
+    )
+
+
+def test_twenty_steps_of_images(float64, tmp_path):
     runs = {}
     for share in ("on", "off"):
         set_seed(0)
         processor = build_processor()
-        model = build_vision_model(
-            processor.tokenizer, hidden_size=32, num_layers=1, vision_width=32, vision_depth=1, initializer_range=0.3
-        )
-        runs[share] = Float64Trainer(
-            model=model.double(),
-            reward_funcs=lambda completion_ids, **columns: [float(sum(ids) % 2) for ids in completion_ids],
-            args=GPGConfig(
-                output_dir=str(tmp_path / share),
-                share_prompt=share,
-                max_steps=20,
-                num_generations=4,
-                per_device_train_batch_size=8,
-                gradient_accumulation_steps=2,
-                max_completion_length=6,
-                learning_rate=1e-3,
-                logging_steps=1,
-                save_strategy="no",
-                gradient_checkpointing=False,
-                bf16=False,
-                use_cpu=True,
-                report_to=[],
-                disable_tqdm=True,
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=processor,
-        )
-        runs[share].train()
+        model = small_vision_model(processor).double()
+        runs[share] = train_on_images(tmp_path / share, model, processor, share, Float64Trainer, max_steps=20)
     assert_same_run(runs["on"], runs["off"])
+
+
+def test_reference_model_with_images(tmp_path):
+    """Three steps with a KL term; a reference model that saw other positions or pictures would change it at once."""
+    processor = build_processor()
+    small_vision_model(processor).save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    runs, patches = {}, {}
+    for share in ("on", "off"):
+        set_seed(0)
+        trainer = train_on_images(
+            tmp_path / share, str(tmp_path / "start"), processor, share, max_steps=3, beta=0.5, temperature=1.0
+        )
+        runs[share], seen = trainer, []
+        trainer.ref_model.model.visual.patch_embed.register_forward_hook(lambda *call, seen=seen: seen.append(call[1]))
+        trainer.model.train()
+        trainer._generate_and_score_completions(trainer._next_prompts())
+        patches[share] = sum(len(inputs[0]) for inputs in seen)
+    assert patches["off"] == 4 * patches["on"] > 0
+    for name in ("kl", "loss", "entropy"):
+        assert logged(runs["on"], name) == pytest.approx(logged(runs["off"], name), rel=1e-4, abs=1e-6), name
+    assert logged(runs["on"], "kl")[-1] > 1e-4
 
 
 # What falls back ----------------------------------------------------------------------------------------------------
@@ -562,6 +611,10 @@ def test_models_that_fall_back(tmp_path, caplog, make, reason):
         assert logged(trainer, "share_prompt") == [0]
         found.append(gradients[0])
     assert relative_difference(*found) == 0
+
+
+def test_a_compiled_model_falls_back():
+    assert refusal(torch.compile(qwen())) == "it is compiled"
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
