@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from gpg_repro.batch import MODEL_INPUT_KEYS, Row, collate_rows
+from gpg_repro.batch import MODEL_INPUT_KEYS, SEQUENCE_KEYS, Row, collate_rows, copy_row
 
 SHARE_PROMPT = ("auto", "on", "off")
 ARCHITECTURES = ("qwen2", "qwen2_vl", "qwen2_5_vl")
@@ -37,6 +37,8 @@ WORTHWHILE = 0.85
 """`auto` shares when at most this part of a batch's tokens is left: packing and its attention cost something, too."""
 
 _ATTENTION = "gpg_shared_prompt"
+_PROMPT_KEYS = tuple(key for key in MODEL_INPUT_KEYS if key not in SEQUENCE_KEYS)
+"""Keys of a row's images; the others go on over the completion."""
 _STATIC_ROPE = ("default", "linear", "yarn", "llama3", "mrope")
 
 
@@ -246,10 +248,8 @@ def same_prompt(row: Row, other: Row) -> bool:
     """Whether two rows have the same prompt: the same tokens, and the same images."""
     if not torch.equal(row["prompt_ids"], other["prompt_ids"]):
         return False
-    for key in MODEL_INPUT_KEYS:
+    for key in _PROMPT_KEYS:
         mine, theirs = row.get(key), other.get(key)
-        if key.endswith("token_type_ids"):  # they go on over the completion
-            continue
         if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
             if not torch.equal(mine, theirs):
                 return False
@@ -259,6 +259,17 @@ def same_prompt(row: Row, other: Row) -> bool:
         elif mine is not theirs:
             return False
     return True
+
+
+def copy_rows(rows: Sequence[Row], device: torch.device | str) -> list[Row]:
+    """Rows on `device`, with one copy of the prompt for neighbours that have it in common: pickled, it is sent once."""
+    copies = [copy_row(row, device) for row in rows]
+    for run in clusters(rows):
+        head = copies[run[0]]
+        kept = {key: head[key] for key in ("prompt_ids", *_PROMPT_KEYS) if key in head}
+        for number in run[1:]:
+            copies[number] |= kept
+    return copies
 
 
 def clusters(rows: Sequence[Row]) -> list[list[int]]:

@@ -105,6 +105,7 @@ from gpg_repro.shared_prompt import (
     WORTHWHILE,
     clusters,
     collate_shared,
+    copy_rows,
     refusal,
     shared_attention,
     shared_log_probs,
@@ -957,8 +958,8 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         moves = {n: target for n, owner, target in zip(numbers, owners, targets, strict=True) if owner != target}
         mine = {number: dict(row) for number, row in held.items() if number not in moves}
         if moves:
-            leaving = [(number, copy_row(row, "cpu")) for number, row in held.items() if number in moves]
-            for number, row in gather_object(leaving):
+            leaving = {number: row for number, row in held.items() if number in moves}
+            for number, row in gather_object(list(zip(leaving, copy_rows(list(leaving.values()), "cpu"), strict=True))):
                 if moves[number] == rank:
                     mine[number] = copy_row(row, self.accelerator.device)
         return mine

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 import random
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ from gpg_repro.batch import Sizes, collate_rows, distinct_tokens, plan_shared
 from gpg_repro.shared_prompt import (
     clusters,
     collate_shared,
+    copy_rows,
     refusal,
     shared_attention,
     shared_log_probs,
@@ -262,6 +264,17 @@ def test_same_words_about_another_picture_are_another_prompt():
         {"prompt_ids": torch.ones(3), "image_grid_thw": torch.tensor([grid])} for grid in ([1, 2, 4], [1, 4, 2])
     )
     assert clusters([wide, tall, tall]) == [[0], [1, 2]]
+
+
+def test_a_group_that_moves_takes_its_pictures_along_once():
+    rows = vision_rows()
+    copies = copy_rows(rows, "cpu")
+    for row, copy in zip(rows, copies, strict=True):
+        assert row.keys() == copy.keys()
+        assert all(torch.equal(copy[k], v) if isinstance(v, torch.Tensor) else copy[k] == v for k, v in row.items())
+        assert copy["pixel_values"].data_ptr() != row["pixel_values"].data_ptr()
+    sent, once = (len(pickle.dumps(some)) for some in (copies, [copies[run[0]] for run in clusters(rows)]))
+    assert sent < 1.2 * once
 
 
 def test_attention_is_put_back_after_a_failure():
