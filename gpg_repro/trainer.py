@@ -732,7 +732,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         if self._passes[slot] is None:
             self._step += 1
             return torch.zeros((), device=self.accelerator.device)
-        with self._attention_for(model, self._passes[slot]):
+        with self._attention_for(model, self._passes[slot]):  # checkpointed layers run again in the backward pass
             return super().training_step(model, inputs, num_items_in_batch)
 
     def _attention_for(self, model, inputs: dict[str, Any]):
@@ -995,7 +995,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         return loss
 
     def _get_shared_logps_and_entropies(self, model, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        with self.accelerator.autocast():
+        with self._attention_for(model, inputs), self.accelerator.autocast():
             return shared_log_probs(model, inputs)
 
     def _get_per_token_logps_and_entropies(
@@ -1013,8 +1013,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         for rows in batches:
             batch = self._collate(rows, shared=True)
             mask = batch["completion_mask"]
-            with self._attention_for(model, batch):
-                values = self._get_shared_logps_and_entropies(model, batch)
+            values = self._get_shared_logps_and_entropies(model, batch)
             for whole, part in zip((logps, entropies), values, strict=True):
                 if part is not None:
                     whole[start : start + len(rows), : mask.size(1)] = part * mask

@@ -340,6 +340,14 @@ def test_mixed_precision(tmp_path):
     assert 0 < errors["on"] < 1.5 * errors["off"] < 0.1
 
 
+def test_the_loss_can_be_asked_for_outside_a_step(tmp_path):
+    trainer, _ = scripted.train(tmp_path, rewards=REWARDS, layout=(20, 1), model=make_model(), share_prompt="on")
+    trainer.model.train()
+    (inputs,) = trainer._sample_step()
+    trainer._compute_loss(trainer.model, inputs).backward()
+    assert any(p.grad.any() for p in trainer.model.parameters())
+
+
 def test_groups_from_several_draws(tmp_path):
     rewards = ((0, 1, 1, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 1, 1), (1, 1, 1, 1), (0, 1, 0, 0))
     runs = both(tmp_path, rewards=rewards, layout=(8, 1), beta_th=1.0)

@@ -68,7 +68,7 @@ class Inspection:
     share_valid: float
     """Of the groups in the counted step's first draw."""
     passes_with_gradient: float
-    """Rows put through the policy with gradient, per sampled completion."""
+    """Rows put through the policy with gradient, per sampled completion, each with its prompt."""
     passes_without_gradient: float
     """Rows put through any model without gradient outside generation, per sampled completion."""
 
@@ -84,6 +84,7 @@ def inspect_method(method: str, recipe_name: str, seed: int = 0) -> Inspection:
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(recipe, base, dataset, Path(folder))
         trainer.args.save_strategy = "no"
+        trainer.args.share_prompt = "off"  # rows are counted: a shared pass packs a group's into one
         trainer.remove_callback(PrinterCallback)
         with _counting(trainer) as count:
             trainer.train()
