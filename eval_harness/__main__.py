@@ -20,9 +20,12 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="benchmarks with item counts, data source, grader, version")
 
     run = commands.add_parser("run", help="evaluate a model; a killed run resumes with the same command")
-    run.add_argument("--model", required=True, help="checkpoint folder or hub id")
+    run.add_argument("--model", required=True, help="checkpoint folder or hub id; of a server, the name it serves")
     run.add_argument("--benchmarks", required=True, help="names, separated by commas")
-    run.add_argument("--engine", default="auto", help="auto (default), vllm or transformers")
+    run.add_argument("--engine", default="auto", help="auto (default), vllm, transformers or openai")
+    run.add_argument("--base-url", metavar="URL", help="openai: where the server answers (http://localhost:8000/v1)")
+    run.add_argument("--concurrency", type=int, metavar="N", help="openai: requests at once (default 64)")
+    run.add_argument("--api-key-env", metavar="NAME", help="openai: environment variable that holds the key")
     run.add_argument("--samples", type=int, metavar="K", help="completions per item")
     run.add_argument("--seed", type=int)
     run.add_argument(
@@ -41,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--temperature", type=float, metavar="T")
     run.add_argument("--top-p", type=float, metavar="P")
     run.add_argument("--max-new-tokens", type=int, metavar="N")
-    run.add_argument("--max-model-len", type=int, metavar="N")
+    run.add_argument(
+        "--max-model-len", type=int, metavar="N", help="context in tokens; openai: of a server that does not tell it"
+    )
     run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     run.add_argument("--revision", metavar="R", help="hub revision of the model")
     run.add_argument("--system-prompt", metavar="S")
@@ -125,6 +130,9 @@ def _run(args: argparse.Namespace) -> int:
         image_root=args.image_root,
         min_pixels=args.min_pixels,
         max_pixels=args.max_pixels,
+        base_url=args.base_url,
+        concurrency=args.concurrency,
+        api_key_env=args.api_key_env,
     )
     print(format_run(records.read_run(folder)))
     print(f"records: {folder}")
@@ -133,7 +141,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def format_run(run) -> str:
     """Scores of a run as text: percent with 95 % interval, and the counts they rest on."""
-    lines = [f"{run.run_id} ({run.engine['name']}, {run.engine.get('dtype')})"]
+    lines = [f"{run.run_id} ({', '.join(filter(None, (run.engine['name'], run.engine.get('dtype'))))})"]
     for name, result in run.benchmarks.items():
         counts = f"asked {result.asked}, scored {result.scored}, failed {result.failed}"
         if result.score is None:

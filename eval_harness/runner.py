@@ -25,6 +25,7 @@ from tqdm import tqdm
 from eval_harness import records
 from eval_harness.benchmarks import Benchmark, get_benchmark, prompts_hash
 from eval_harness.engines import EngineProcess, EngineSettings, Request, Result, Sampling, resolve_engine
+from eval_harness.engines.openai import OpenAIEngine, check_settings, server_of
 from eval_harness.errors import UserError
 from eval_harness.graders.base import Verdict
 from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
@@ -117,15 +118,18 @@ def evaluate(
     image_root: Path | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    base_url: str | None = None,
+    concurrency: int | None = None,
+    api_key_env: str | None = None,
     label: str | None = None,
     progress: bool = True,
 ) -> Path:
     """Run a model on benchmarks and leave records.
 
     Args:
-        model: checkpoint folder or hub id.
+        model: checkpoint folder or hub id; for ``openai`` the name the server gives it.
         benchmarks: names from ``python -m eval_harness list``.
-        engine: ``auto``, ``vllm`` or ``transformers``.
+        engine: ``auto``, ``vllm``, ``transformers`` or ``openai``.
         out: run folder; default ``results/runs/<model>-<fingerprint>``. A folder with the same run is resumed.
         data_root: folder with local copies of the data sets (default ``EVAL_DATA_ROOT``, else the hub).
         limit: only the first so many items of each benchmark, or of each of its groups.
@@ -133,6 +137,7 @@ def evaluate(
         chat_template: template text, ``none`` for plain text, None for the model's own.
         image_root: folder with the image folders (default ``EVAL_IMAGE_ROOT``, else the data root).
         min_pixels, max_pixels: bounds of an image's size after scaling, in pixels (default: the model's processor).
+        base_url, concurrency, api_key_env: for ``openai``: see :class:`EngineSettings`.
         label: name of the run in records (default: the model's name).
         progress: show progress bars.
 
@@ -159,7 +164,14 @@ def evaluate(
     chosen = [get_benchmark(name) for name in dict.fromkeys(benchmarks)]
     data_root, image_root = data_root or default_data_root(), image_root or default_image_root()
     engine = resolve_engine(engine)
-    identity = check_model(model, revision)
+    asked = {"base_url": base_url, "concurrency": concurrency, "api_key_env": api_key_env}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if asked and engine != "openai":
+        raise UserError(f"--{next(iter(asked)).replace('_', '-')} goes with --engine openai only.")
+    settings = EngineSettings(
+        model, revision, dtype, max_model_len, chat_template, tensor_parallel_size, min_pixels, max_pixels, **asked
+    )
+    identity = check_settings(settings) if engine == "openai" else check_model(model, revision)
     if max_model_len and identity["context"] and max_model_len > identity["context"]:
         raise UserError(
             f"--max-model-len {max_model_len}: {identity['name']} has a context of {identity['context']} "
@@ -170,11 +182,14 @@ def evaluate(
         raise UserError(
             f"{identity['name']} is a text model, but {', '.join(blind)} shows images. Choose a vision-language model."
         )
+    without_roles = [b.name for b in chosen if b.image_field and (b.form == "concatenate" or chat_template == "none")]
+    if engine == "openai" and without_roles:
+        raise UserError(
+            f"{', '.join(without_roles)} would be asked with images and text without roles, which no server takes. Use "
+            "--engine vllm."
+        )
     loaded = [(b, first_items(b.load(data_root), limit), decoding_of(b, overrides)) for b in chosen]
     readers = {b.name: _image_reader(b, items, data_root, image_root) for b, items, _ in loaded}
-    settings = EngineSettings(
-        model, revision, dtype, max_model_len, chat_template, tensor_parallel_size, min_pixels, max_pixels
-    )
     request = _request_of(identity, engine, settings, loaded, limit)
     fingerprint = xxhash.xxh3_64(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
     name = label or identity["name"].replace("/", "--")
@@ -192,8 +207,11 @@ def _request_of(identity: dict, engine: str, settings: EngineSettings, loaded: l
         "settings": {
             k: v
             for k, v in asdict(settings).items()
-            if k not in ("model", "gpu_memory_utilization") and not (k.endswith("_pixels") and v is None)
+            if k not in ("model", "gpu_memory_utilization", "base_url", "concurrency", "api_key_env")
+            and not (k.endswith("_pixels") and v is None)
         },
+        # a server of one's own may move to another port or machine between two tries
+        **({"server": server_of(settings.base_url)["host"]} if engine == "openai" else {}),
         "limit": limit,
         "benchmarks": {
             b.name: [b.version, b.grader, prompts_hash(items), decoding.model_dump()] for b, items, decoding in loaded
@@ -335,11 +353,12 @@ def _generate(record, folder, tasks, pending, engine, settings, progress) -> Run
         tqdm.write(f"{task.name}, item {item.item_id}: {error}; it is recorded as failed and counts as wrong.")
         bars[task.name].update(task.decoding.samples)
 
+    log = folder / "engine.log"
     if progress:
-        tqdm.write(f"Starting {engine} with {record.model['name']} (log: {folder / 'engine.log'}) ...")
+        tqdm.write(f"Starting {engine} with {record.model['name']} (log: {log}) ...")
     with (
         GradingPool(deadline=DEADLINE_SECONDS).start() as pool,
-        EngineProcess(engine, settings, folder / "engine.log") as process,
+        OpenAIEngine(settings, log) if engine == "openai" else EngineProcess(engine, settings, log) as process,
     ):
         bars.update(_bars(tasks, pending, progress))
         record = record.model_copy(
@@ -365,7 +384,8 @@ def _generate(record, folder, tasks, pending, engine, settings, progress) -> Run
             for bar in bars.values():
                 bar.close()
         spent = record.timings["generate_and_grade_s"] + time.monotonic() - started
-    return record.model_copy(update={"timings": record.timings | {"generate_and_grade_s": round(spent, 2)}})
+    timings = record.timings | {"generate_and_grade_s": round(spent, 2)}
+    return record.model_copy(update={"engine": process.description, "timings": timings})
 
 
 def _answers(item: Item, texts) -> list[tuple]:
@@ -461,7 +481,7 @@ def summarise(benchmark: Benchmark, items: list[Item], decoding: Decoding, sampl
         num_truncated=sum(s.finish_reason == "length" for s in scored),
         num_no_answer=sum(s.reason == "no_answer" for s in scored),
         num_timeout=sum(s.reason in ("timeout", "grader_memory") for s in scored),
-        mean_completion_tokens=sum(tokens) / len(tokens) if tokens else None,
+        mean_completion_tokens=sum(tokens) / len(tokens) if tokens and None not in tokens else None,
     )
 
 

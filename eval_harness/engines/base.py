@@ -12,7 +12,7 @@ from PIL import Image
 from eval_harness.errors import UserError, unknown
 from eval_harness.images import decode
 
-ENGINES = ("vllm", "transformers")
+ENGINES = ("vllm", "transformers", "openai")
 CONCATENATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
@@ -58,7 +58,8 @@ class Completion:
 
     text: str
     finish_reason: str
-    num_tokens: int
+    num_tokens: int | None
+    """None: a server did not tell."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class EngineSettings:
     max_pixels: int | None = None
     gpu_memory_utilization: float = 0.8
     seed: int = 1234
+    base_url: str | None = None
+    """Of the ``openai`` engine alone, as the two below: where the server answers."""
+    concurrency: int = 64
+    """Requests at the server at once."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""
 
 
 class Backend(Protocol):
