@@ -1,0 +1,1 @@
+"""GPG inside other training frameworks, one module each; nothing here is imported by the rest of the package."""
