@@ -63,6 +63,19 @@ def test_the_five_real_benchmarks_through_vllm(random_checkpoint, data_root, tmp
     assert all(row["reproduced"] for row in verify(out).values())
 
 
+@needs_vllm
+@pytest.mark.vllm
+def test_prompts_beyond_the_context_fail_alone(random_checkpoint, tmp_path):
+    """Far beyond it, and by little: vLLM refuses the two in different ways."""
+    greedy = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=12, samples=1, seed=5)
+    asked = [Request(str(n), [{"role": "user", "content": "y" * n}], greedy) for n in (9000, 8300, 30)]
+    with EngineProcess("vllm", EngineSettings(str(random_checkpoint)), tmp_path / "log") as engine:
+        results = {r.key: r for r in engine.generate(asked)}
+    for key in ("9000", "8300"):
+        assert "context" in results[key].error and not results[key].completions
+    assert results["30"].error is None and len(results["30"].completions) == 1
+
+
 def test_the_same_request_gives_the_same_completion_in_any_company(random_checkpoint, tmp_path):
     """transformers: a sample depends on its own seed, not on its batch; greedy agrees with plain generate."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

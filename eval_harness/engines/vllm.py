@@ -83,6 +83,16 @@ class VLLMBackend:
 
     def add(self, request: Request) -> None:
         """Queue a request; ValueError when its prompt does not fit the context or an image cannot be shown."""
+        from vllm.exceptions import VLLMClientError
+
+        try:
+            ids = self._enqueue(request)
+        except VLLMClientError as error:  # not a ValueError where a prompt is a little too long
+            raise ValueError(str(error)) from error
+        # vLLM returns "<number>-<random>" here and the bare number in its outputs
+        self._keys[ids[0].split("-")[0]] = request.key
+
+    def _enqueue(self, request: Request) -> list[str]:
         s = request.sampling
         params = self._vllm.SamplingParams(
             n=s.samples,
@@ -96,13 +106,10 @@ class VLLMBackend:
             parts = [{"type": "image_pil", "image_pil": image} for image in images_of(request)]
             override = CONCATENATE if request.form == "concatenate" or self._template is None else self._override
             messages = with_images(request.messages, parts)
-            ids = self._llm.enqueue_chat(messages, params, chat_template=override, use_tqdm=False)
-        elif self._template is None:
-            ids = self._llm.enqueue([plain_text(request.messages)], params, use_tqdm=False)
-        else:
-            ids = self._llm.enqueue_chat(request.messages, params, chat_template=self._override, use_tqdm=False)
-        # vLLM returns "<number>-<random>" here and the bare number in its outputs
-        self._keys[ids[0].split("-")[0]] = request.key
+            return self._llm.enqueue_chat(messages, params, chat_template=override, use_tqdm=False)
+        if self._template is None:
+            return self._llm.enqueue([plain_text(request.messages)], params, use_tqdm=False)
+        return self._llm.enqueue_chat(request.messages, params, chat_template=self._override, use_tqdm=False)
 
     def has_unfinished(self) -> bool:
         """Whether requests are queued or running."""
