@@ -98,6 +98,23 @@ def exact_log_probs(model, batch: dict) -> torch.Tensor:
     return logps[batch["places"]]
 
 
+class Float64Trainer(GPGTrainer):
+    """Log-probabilities from the logits, prompts shared or not: TRL's fused head computes in float32."""
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        images = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
+        seen = {key: kwargs[key] for key in images if kwargs.get(key) is not None}
+        if "pixel_values" in seen:
+            seen["pixel_values"] = seen["pixel_values"].double()
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, **seen).logits[:, -logits_to_keep - 1 : -1]
+        logps = logits.log_softmax(-1).gather(2, input_ids[:, -logits_to_keep:].unsqueeze(2)).squeeze(2)
+        return logps, torch.zeros_like(logps), None
+
+    def _get_shared_logps_and_entropies(self, model, inputs):
+        logps = exact_log_probs(model, inputs)
+        return logps, torch.zeros_like(logps)
+
+
 class GradientRecorder(TrainerCallback):
     """Keeps a copy of the gradients of every optimiser step, by parameter name."""
 

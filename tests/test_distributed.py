@@ -16,14 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from scripted import completion_of, exact_log_probs, make_model, make_tokenizer, prompt_of, train
+from scripted import Float64Trainer, completion_of, make_model, make_tokenizer, prompt_of, train
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 from transformers.models.qwen2 import modeling_qwen2
 
 import gpg_repro.trainer
 from gpg_repro.objective import age_alpha, completion_weights, group_advantages, valid_groups
-from gpg_repro.trainer import GPGTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = (1, 2, 3)
@@ -81,21 +80,18 @@ def use_float64() -> None:
     modeling_qwen2.Qwen2RotaryEmbedding.forward = rotary
 
 
-class Float64Trainer(GPGTrainer):
-    """Log-probabilities from the logits: TRL's fused head computes in float32. Counts its forward passes."""
+class CountingTrainer(Float64Trainer):
+    """Counts its forward passes."""
 
     num_passes = 0
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, **kwargs):
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         self.num_passes += 1
-        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, -logits_to_keep - 1 : -1]
-        logps = logits.log_softmax(-1).gather(2, input_ids[:, -logits_to_keep:].unsqueeze(2)).squeeze(2)
-        return logps, torch.zeros_like(logps), None
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
-    def _get_shared_logps_and_entropies(self, model, inputs):
+    def _get_shared_logps_and_entropies(self, *args):
         self.num_passes += 1
-        logps = exact_log_probs(model, inputs)
-        return logps, torch.zeros_like(logps)
+        return super()._get_shared_logps_and_entropies(*args)
 
 
 def valid_only_mean(rewards, normalization: str, micro_batch_size: int) -> dict[str, torch.Tensor]:
@@ -158,7 +154,7 @@ def gradients_worker(output_dir: Path) -> list[dict]:
         ):
             trainer, gradients = train(
                 output_dir,
-                Float64Trainer,
+                CountingTrainer,
                 rewards=rewards,
                 layout=(micro_batch, accumulation),
                 model=make_model().double(),
@@ -203,7 +199,7 @@ def sharded_worker(output_dir: Path) -> list[dict]:
         rewards = make_rewards(pattern, 2, 2 * accumulation * micro_batch)
         _, gradients = train(
             output_dir,
-            Float64Trainer,
+            CountingTrainer,
             rewards=rewards,
             layout=(micro_batch, accumulation),
             model=make_model().double(),
@@ -236,7 +232,7 @@ def resampling_worker(output_dir: Path) -> dict:
         scores = Scores()
         _, gradients = train(
             output_dir,
-            Float64Trainer,
+            CountingTrainer,
             rewards=rewards,
             layout=(2, 1),
             model=make_model().double(),

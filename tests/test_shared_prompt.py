@@ -20,7 +20,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scripted import UNSCORED, exact_log_probs, make_model, scripted_rollout
+from scripted import UNSCORED, Float64Trainer, exact_log_probs, make_model, scripted_rollout
 from test_distributed import relative_difference
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, set_seed
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -420,21 +420,6 @@ def test_evaluation(tmp_path):
 
 
 # Twenty steps -------------------------------------------------------------------------------------------------------
-
-
-class Float64Trainer(GPGTrainer):
-    """Log-probabilities from the logits in both forms, so that rounding cannot change what is sampled next."""
-
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        images = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
-        seen = {key: kwargs[key] for key in images if kwargs.get(key) is not None}
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, **seen).logits[:, -logits_to_keep - 1 : -1]
-        logps = logits.log_softmax(-1).gather(2, input_ids[:, -logits_to_keep:].unsqueeze(2)).squeeze(2)
-        return logps, torch.zeros_like(logps), None
-
-    def _get_shared_logps_and_entropies(self, model, inputs):
-        logps = exact_log_probs(model, inputs)
-        return logps, torch.zeros_like(logps)
 
 
 def metrics_of(trainer) -> list[dict[str, float]]:

@@ -19,13 +19,13 @@ os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_P
 
 from datasets import Dataset
 from PIL import Image
-from scripted import exact_log_probs
+from scripted import Float64Trainer
 from test_distributed import relative_difference
 from transformers import TrainerCallback
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 from gpg_repro.tiny.vision_model import build_processor, build_vision_model
-from gpg_repro.trainer import GPGConfig, GPGTrainer
+from gpg_repro.trainer import GPGConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_GENERATIONS = 2
@@ -74,8 +74,8 @@ def small_model(processor):
     )
 
 
-class ScriptedTrainer(GPGTrainer):
-    """Completions are given, log-probabilities come from the logits: TRL's fused head computes in float32."""
+class ScriptedTrainer(Float64Trainer):
+    """Completions are given."""
 
     rewards: tuple = ()
 
@@ -88,17 +88,6 @@ class ScriptedTrainer(GPGTrainer):
             group, place = int("".join(c for c in text if c.isdigit())), row % num_generations
             ids.append(completion(tokenizer, group, place, self.rewards[group][place]))
         return ids, None
-
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, **kwargs):
-        seen = {key: kwargs[key] for key in ("pixel_values", "image_grid_thw", "mm_token_type_ids")}
-        seen["pixel_values"] = seen["pixel_values"].double()
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, **seen).logits[:, -logits_to_keep - 1 : -1]
-        logps = logits.log_softmax(-1).gather(2, input_ids[:, -logits_to_keep:].unsqueeze(2)).squeeze(2)
-        return logps, torch.zeros_like(logps), None
-
-    def _get_shared_logps_and_entropies(self, model, inputs):
-        logps = exact_log_probs(model, inputs)
-        return logps, torch.zeros_like(logps)
 
 
 class Recorder(TrainerCallback):
