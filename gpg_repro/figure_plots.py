@@ -9,7 +9,7 @@ from functools import cache
 
 import matplotlib.pyplot as plt
 import seaborn as sns
-from matplotlib import font_manager
+from matplotlib import font_manager, patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -58,12 +58,15 @@ class Panel:
     """Small print below a group's name."""
 
 
+_HALO = [patheffects.Stroke(linewidth=2.8, foreground="white"), patheffects.Normal()]
+"""Around an interval, to be seen on a dark bar."""
+
+
 def bars_figure(panels: Sequence[Sequence[Panel]], title: str) -> Figure:
     """Panels in rows, each with an axis and a legend of its own: nothing is shared between published and ours."""
     sns.set_theme(style="whitegrid", context="notebook")
-    widths = [max(sum(len(p.groups) * (len(p.bars) + 1.2) for p in column) for column in [[row[i] for row in panels]])
-              for i in range(len(panels[0]))]  # fmt: skip
-    widths = [max(width, 0.62 * max(widths)) for width in widths]
+    most = [max(len(row[i].groups) * (len(row[i].bars) + 1.2) for row in panels) for i in range(len(panels[0]))]
+    widths = [max(width, 0.62 * max(most)) for width in most]
     figure, axes = plt.subplots(
         len(panels), len(panels[0]), figsize=(19, 5.6 * len(panels)), layout="constrained", squeeze=False,
         width_ratios=widths,
@@ -98,7 +101,8 @@ def _panel(axis: Axes, panel: Panel) -> None:
             )  # fmt: skip
             labelled, high = True, bar.value
             if bar.low is not None and bar.high is not None:
-                axis.plot([x, x], [bar.low, bar.high], color="0.15", lw=1.3, zorder=3, solid_capstyle="butt")
+                axis.plot([x, x], [bar.low, bar.high], color="0.15", lw=1.3, zorder=3, solid_capstyle="butt",
+                          path_effects=_HALO)  # fmt: skip
                 high = max(high, bar.high)
             if len(bar.seeds) > 1:
                 spread = [x + (i - (len(bar.seeds) - 1) / 2) * 0.16 * width for i in range(len(bar.seeds))]
