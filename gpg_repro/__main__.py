@@ -1,4 +1,4 @@
-"""``python -m gpg_repro recipes [NAME [key=value ...]] | train RECIPE [key=value ...] | evaluate RUN``."""
+"""``python -m gpg_repro recipes [NAME …] | train RECIPE [key=value …] | evaluate RUN | view RUN_A RUN_B | plan | launch``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--tensor-parallel-size", type=int, metavar="N", help="vllm: GPUs that share one model")
     evaluate.add_argument("--data-root", type=Path, help="local copies of the data sets instead of the hub")
     evaluate.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
+    view = commands.add_parser("view", help="two evaluations side by side, item by item, as one HTML page")
+    view.add_argument("first", metavar="RUN_A", help="folder of an evaluation, or its name under results/runs")
+    view.add_argument("second", metavar="RUN_B")
+    view.add_argument("--benchmark", metavar="A,B", help="only these (default: all that both runs have)")
+    view.add_argument("--item", metavar="ID", help="the item it opens at; with --benchmark where several have it")
+    view.add_argument("--labels", metavar="A,B", help="what to call the two runs (default: their ids)")
+    view.add_argument("--items", type=int, metavar="N", help="most items on the page")
+    view.add_argument("--out", type=Path, metavar="FILE.html", help="default: results/figures/view/<A>--<B>.html")
+    view.add_argument("--data-root", type=Path, help="local copies of the benchmarks, for images that lie in them")
+    view.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
     _add_plan(commands.add_parser("plan", help="what a table or figure needs, what is done, what the rest would cost"))
     _add_launch(commands.add_parser("launch", help="train on many GPUs: print or run a strategy's accelerate command"))
     return parser
@@ -79,7 +89,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 means that the user can mend what went wrong."""
     args = _parser().parse_args(argv)
     try:
-        commands = {"recipes": _recipes, "train": _train, "evaluate": _evaluate, "plan": _plan, "launch": _launch}
+        commands = {
+            "recipes": _recipes,
+            "train": _train,
+            "evaluate": _evaluate,
+            "view": _view,
+            "plan": _plan,
+            "launch": _launch,
+        }
         status = commands[args.command](args)
         sys.stdout.flush()
         return status
@@ -165,6 +182,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(text)
     print("\n" + "\n".join(f"{suffix}: {path}" for suffix, path in paths.items()))
     return 0
+
+
+def _view(args: argparse.Namespace) -> int:
+    from gpg_repro.viewer import command
+
+    return command.run(args)
 
 
 def _plan(args: argparse.Namespace) -> int:

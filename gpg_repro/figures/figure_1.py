@@ -47,6 +47,7 @@ TOP_ROWS = {
 }
 """Row of Table 4 -> what the README's picture calls it, in the order of the bars."""
 TOP_OURS = ("base", "gpg_paper", "gpg_released")
+"""Rows of the miniature."""
 BOTTOM = {
     "7": ("Visual reasoning", "Visual Reasoning"),
     "5": ("Geometry", "Geometry Reasoning"),
@@ -234,7 +235,8 @@ def our_numbers(ours: Mapping[str, Ours]) -> pd.DataFrame:
         columns = [next(c for c in table.columns if c.title == title) for title in TOP_COLUMNS] if top else []
         wanted = {column.name_at(scale): column.title_at(scale) for column in columns}
         wanted[table.headline_at(scale)] = _headline_name(table, scale)
-        wanted_rows = TOP_OURS if top else tuple(BOTTOM_ROWS)
+        of_top = TOP_OURS if scale != "paper" else (*TOP_ROWS, "gpg_released")
+        wanted_rows = of_top if top else tuple(BOTTOM_ROWS)
         for line in _published_rule(scores(table, entry.runs, scale)).itertuples():
             if line.column not in wanted or line.row not in wanted_rows:
                 continue
@@ -509,8 +511,8 @@ def _notes(ours: Mapping[str, Ours], scale: str) -> list[str]:
         "beyond them. Values come from paper v3, but for the bar of GPG R2, which is the README's: its code divides by "
         "nothing and draws again below a threshold, that of R0 divides by the group's deviation.",
         f"The README's picture has labels on its bars; {told}.",
-        f"The star: AMC23 of {_SMALLER_AMC} problems; the others are of 83. Numbers of different sets, and Averages that "
-        "hold them, are not comparable.",
+        f"The star: AMC23 of {_SMALLER_AMC} problems; the others are of 83. Numbers of different sets, and Averages "
+        "that hold them, are not comparable.",
         "Published lines: 95 % that item counts alone imply, one sample per problem (Wilson's for one math benchmark, "
         "normal for the others). Grounding is a mean of IoUs, so nothing follows for it. Geometry has no SFT row.",
         "Ours: percent under the published rule, 95 % over items; n = training seeds × items; circles are single seeds "
