@@ -1,4 +1,4 @@
-"""``python -m gpg_repro recipes [NAME …] | train RECIPE [key=value …] | evaluate RUN | view RUN_A RUN_B | plan | launch``."""
+"""``python -m gpg_repro recipes [NAME …] | train RECIPE [key=value …] | evaluate RUN | view RUN RUN | …``."""
 
 from __future__ import annotations
 
