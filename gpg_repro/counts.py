@@ -30,6 +30,18 @@ def decimal(value: Number) -> Decimal:
     return value if isinstance(value, Decimal) else Decimal(str(value))
 
 
+def is_number(value: object) -> bool:
+    """Whether a printed cell is a number (no dash, no text, no component of Table 2)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def shown(value: object, digits: int, sign: bool = False) -> str:
+    """A cell with its printed decimals; a dash for what is missing, texts as they are."""
+    if not is_number(value) and not isinstance(value, Decimal):
+        return "–" if value is None else str(value)
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
 def rounded(value: Number, digits: int) -> Decimal:
     """Half up: 28.75 prints as 28.8."""
     return decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
@@ -85,7 +97,7 @@ def neighbours(percent: Number, num_items: int) -> tuple[int, int]:
 
 
 def rounded_twice(percent: Number, num_items: int, digits: int = 1) -> int | None:
-    """A count that prints as ``percent`` when rounded to one more digit first (30.147, 30.15, 30.2), but not at once."""
+    """A count that prints as ``percent`` only if rounded to one more digit first (30.147, 30.15, 30.2)."""
     for count in neighbours(percent, num_items):
         exact = share(count, num_items)
         twice = rounded(rounded(exact, digits + 1), digits)
