@@ -63,7 +63,7 @@ def scores_frame(rows: Mapping[str, Sequence[PrintedRow]], facts: Facts) -> pd.D
 
     Returns:
         Columns source, table, method, mark, column, value, verdict (rounded, cut, none, several samples), items (the
-        sets that can give it), count and exact (on the first of them; for ``none`` the nearest count of any set).
+        sets that can give it), count and exact (the nearest that gives it; for ``none`` the nearest of any set).
     """
     lines = []
     for row in (row for part in rows.values() for row in part):
@@ -72,7 +72,7 @@ def scores_frame(rows: Mapping[str, Sequence[PrintedRow]], facts: Facts) -> pd.D
             value, sizes = decimal(row.columns[column]), sorted(one.sets) or facts.columns[column].sets
             near = [(count, size) for size in sizes for count in neighbours(value, size)]
             if one.by_set:
-                near = [(one.by_set[size].counts[0], size) for size in sizes]
+                near = [(count, size) for size in sizes for count in one.by_set[size].counts]
             count, size = min(near, key=lambda pair: abs(share(*pair) - value))
             verdict = "several samples" if several and one.verdict == "none" else one.verdict
             lines.append(

@@ -68,7 +68,7 @@ class Reading:
     @property
     def pair(self) -> str:
         """``GPG-RS1 − Open-RS1 †``."""
-        return f"{self.row} − {self.against}"
+        return f"{self.row.removeprefix('+ ')} − {self.against.removeprefix('+ ')}"
 
 
 @dataclass(frozen=True)
