@@ -1,4 +1,4 @@
-"""``python -m gpg_repro recipes [NAME [key=value ...]] | train RECIPE [key=value ...] | evaluate RUN``."""
+"""``python -m gpg_repro recipes [NAME [key=value ...]] | train RECIPE [key=value ...] | evaluate RUN | audit``."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
     _add_plan(commands.add_parser("plan", help="what a table or figure needs, what is done, what the rest would cost"))
     _add_launch(commands.add_parser("launch", help="train on many GPUs: print or run a strategy's accelerate command"))
+    audit = commands.add_parser("audit", help="check the paper's printed numbers against each other; writes a report")
+    audit.add_argument("--out", type=Path, metavar="DIR", help="folder for tables/ and figures/ (default: results)")
     return parser
 
 
@@ -79,7 +81,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 means that the user can mend what went wrong."""
     args = _parser().parse_args(argv)
     try:
-        commands = {"recipes": _recipes, "train": _train, "evaluate": _evaluate, "plan": _plan, "launch": _launch}
+        commands = {
+            "recipes": _recipes,
+            "train": _train,
+            "evaluate": _evaluate,
+            "plan": _plan,
+            "launch": _launch,
+            "audit": _audit,
+        }
         status = commands[args.command](args)
         sys.stdout.flush()
         return status
@@ -171,6 +180,13 @@ def _plan(args: argparse.Namespace) -> int:
     from gpg_repro import plan_text
 
     print(plan_text.run(args))
+    return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from gpg_repro.audit import report
+
+    print(report.run(args.out))
     return 0
 
 
