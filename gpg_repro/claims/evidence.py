@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -96,6 +97,7 @@ class Printed:
     """Why there is no finding."""
 
 
+@cache
 def printed(pair: Pair, bound: float = 0.0) -> Printed:
     """The difference of two printed numbers, unpaired and with one sample per item, since no marks are printed."""
     table = pair.spec
@@ -189,6 +191,7 @@ class Records:
     def __init__(self, scale: str, reference: Path, runs: Path):
         self.scale, self._reference, self._runs = scale, reference, runs
         self._tables: dict[str, dict[str, RowRuns]] = {}
+        self._pairs: dict[tuple[Pair, float], Measured] = {}
 
     def of(self, table: str) -> dict[str, RowRuns]:
         """Rows of a table that were measured, by key."""
@@ -209,6 +212,11 @@ class Records:
 
     def measured(self, pair: Pair, bound: float = 0.0) -> Measured:
         """The paired difference of two rows, with its intervals over items and, from three seeds on, over seeds."""
+        if (pair, bound) not in self._pairs:
+            self._pairs[pair, bound] = self._measured(pair, bound)
+        return self._pairs[pair, bound]
+
+    def _measured(self, pair: Pair, bound: float) -> Measured:
         rows = self.of(pair.table)
         absent = tuple(_label(pair, key, self.scale) for key in (pair.row, pair.against) if key not in rows)
         if absent:

@@ -10,8 +10,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eval_harness.style import GPG_BLUE, GRPO_GRAY, HARD_RED, use_style
 from gpg_repro.claims.rule import Finding, Verdict
-from gpg_repro.plots import GPG_BLUE, GRPO_GRAY, HARD_RED
 
 _LOOKS = {
     Verdict.SUPPORTED: (GPG_BLUE, "o", GPG_BLUE),
@@ -44,7 +44,7 @@ def forest_figure(lines: Sequence[Line], place: str, title: str) -> Figure:
         lines: from top to bottom.
         place: how words of the right panel are introduced, e.g. ``in miniature``.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     figure, axes = plt.subplots(1, 2, figsize=(17.5, 0.38 * len(lines) + 2.4), layout="constrained", squeeze=False)
     left, right = axes[0]
     for number, line in enumerate(lines):
@@ -57,8 +57,8 @@ def forest_figure(lines: Sequence[Line], place: str, title: str) -> Figure:
     right.set_yticks(rows, labels, fontsize=8.5)
     for text, line in zip(right.get_yticklabels(), lines, strict=True):
         text.set_color("0.1" if line.measured else "0.55")
-    left.set_title("Printed, points\nbars: 95 % implied by item counts, unpaired")
-    right.set_title(f"Measured here, {place}, points\nthick: 95 % over items; thin: over training seeds")
+    left.set_title("Printed, points\n95 % implied by item counts")
+    right.set_title(f"Measured here, {place}, points\n95 %: thick over items, thin over seeds")
     for axis in (left, right):
         axis.axvline(0, color="0.3", lw=1)
         axis.set_ylim(0.4, len(lines) + 0.6)
@@ -108,7 +108,8 @@ def _bound(axis: Axes, line: Line, y: int) -> None:
 
 
 def _beside(axis: Axes, value: float, end: float, y: int) -> None:
-    axis.annotate(f"{value:+.1f}", (end, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    text = f"{value:+.1f}".replace("-", "−")
+    axis.annotate(text, (end, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _say(axis: Axes, text: str, y: int) -> None:

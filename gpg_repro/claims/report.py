@@ -161,18 +161,19 @@ def build_claims(
     *,
     results: Path | None = None,
     reference: Path = REFERENCE,
-    inspections: bool = True,
+    inspections: bool | None = None,
     rng: np.random.Generator | None = None,
 ) -> ClaimsReport:
     """Judge every claim and write ``claims.{md,csv,html}``. Nothing is trained and no model is measured.
 
     Args:
         scale: names the folder of the files, and chooses what the figures show on the right: the miniature, or
-            (``paper``) this machine's runs at paper scale. The words are the same at every scale.
+            (``paper``) this machine's runs at paper scale. The words are the same at every scale, but that at smoke
+            scale the trainers are not inspected unless asked for.
         results: folder of this machine's runs, and for the files.
         reference: folder of the committed records, where the miniature numbers come from.
         inspections: build the trainers to see what they hold, which takes most of the time; without, the claims that
-            need it are not tested.
+            need it are not tested. None: not at smoke scale.
         rng: for the checks that draw random batches.
 
     Raises:
@@ -185,6 +186,7 @@ def build_claims(
         "paper": Records("paper", reference, results / "runs"),
     }
     rng = np.random.default_rng(0) if rng is None else rng
+    inspections = scale != "smoke" if inspections is None else inspections
     drafts = [_lines(claim, sources) for claim in load_claims()]
     adjusted = _adjusted(drafts)
     rows = [
@@ -553,11 +555,8 @@ def _summary(rows: Sequence[Row]) -> str:
             for title, line in counts.iterrows()
         ),
         f"Contradicted somewhere: {', '.join(against) or 'none'}.",
-        "Holm's correction for the number of comparisons changes "
-        + "; ".join(
-            f"{'of the printed ones' if place == 'printed' else PLACES[place]} {', '.join(ids) or 'none'}"
-            for place, ids in moved.items()
-        )
+        "Words that Holm's correction for the number of comparisons changes: "
+        + "; ".join(f"{PLACES.get(place, place)}: {', '.join(ids) or 'none'}" for place, ids in moved.items())
         + ".",
     ]
     return "\n\n".join(lines)
@@ -585,8 +584,10 @@ def _notes(rows: Sequence[Row], scale: str) -> list[str]:
         "Marks by the published rule; each table's notebook has the strict rule beside it.",
         "Claims are paraphrases; numbers are looked up in the published tables.",
         *(
-            [f"Made at scale {scale}: only the figures differ from the page at another scale, and the folder."]
-            if scale != MINIATURE
+            [
+                "Made at scale smoke: from the committed records as always, but without asking the trainers what they hold."
+            ]
+            if scale == "smoke"
             else []
         ),
     ]
