@@ -584,9 +584,7 @@ def _notes(rows: Sequence[Row], scale: str) -> list[str]:
         "Marks by the published rule; each table's notebook has the strict rule beside it.",
         "Claims are paraphrases; numbers are looked up in the published tables.",
         *(
-            [
-                "Made at scale smoke: from the committed records as always, but without asking the trainers what they hold."
-            ]
+            ["Made at scale smoke: from the committed records all the same, but the trainers are not inspected."]
             if scale == "smoke"
             else []
         ),
