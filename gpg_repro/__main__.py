@@ -1,4 +1,4 @@
-"""``python -m gpg_repro recipes [NAME [key=value ...]] | train RECIPE [key=value ...] | evaluate RUN | audit``."""
+"""``python -m gpg_repro COMMAND``: recipes, train, evaluate, plan, launch; audit, claims, view, report."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data-root", type=Path, help="local copies of the data sets instead of the hub")
     evaluate.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
     _add_plan(commands.add_parser("plan", help="what a table or figure needs, what is done, what the rest would cost"))
+    claims = commands.add_parser("claims", help="each claim of the paper beside its evidence; trains nothing")
+    claims.add_argument("--scale", default="tiny", help="smoke, tiny (default) or paper: folder, and what figures show")
+    claims.add_argument("--no-inspections", action="store_true", help="leave out what takes longest: asking trainers")
     _add_launch(commands.add_parser("launch", help="train on many GPUs: print or run a strategy's accelerate command"))
     audit = commands.add_parser("audit", help="check the paper's printed numbers against each other; writes a report")
     audit.add_argument("--out", type=Path, metavar="DIR", help="folder for tables/ and figures/ (default: results)")
@@ -88,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
             "plan": _plan,
             "launch": _launch,
             "audit": _audit,
+            "claims": _claims,
         }
         status = commands[args.command](args)
         sys.stdout.flush()
@@ -173,6 +177,21 @@ def _evaluate(args: argparse.Namespace) -> int:
     text, paths = report(curve)
     print(text)
     print("\n" + "\n".join(f"{suffix}: {path}" for suffix, path in paths.items()))
+    return 0
+
+
+def _claims(args: argparse.Namespace) -> int:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from gpg_repro.claims import build_claims
+    from gpg_repro.paths import results
+
+    report = build_claims(args.scale, inspections=False if args.no_inspections else None)
+    for figure in (report.figure, report.base_figure, report.columns_figure):
+        figure()
+    print(report.counts().to_string())
+    print(f"\n{report.summary()}\n\n{results() / 'tables' / args.scale / 'claims.md'}")
     return 0
 
 
