@@ -47,6 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--tensor-parallel-size", type=int, metavar="N", help="vllm: GPUs that share one model")
     evaluate.add_argument("--data-root", type=Path, help="local copies of the data sets instead of the hub")
     evaluate.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
+    view = commands.add_parser("view", help="two evaluations side by side, item by item, as one HTML page")
+    view.add_argument("first", metavar="RUN_A", help="folder of an evaluation, or its name under results/runs")
+    view.add_argument("second", metavar="RUN_B")
+    view.add_argument("--benchmark", metavar="A,B", help="only these (default: all that both runs have)")
+    view.add_argument("--item", metavar="ID", help="the item it opens at; with --benchmark where several have it")
+    view.add_argument("--labels", metavar="A,B", help="what to call the two runs (default: their ids)")
+    view.add_argument("--items", type=int, metavar="N", help="most items on the page")
+    view.add_argument("--out", type=Path, metavar="FILE.html", help="default: results/figures/view/<A>--<B>.html")
+    view.add_argument("--data-root", type=Path, help="local copies of the benchmarks, for images that lie in them")
+    view.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
     _add_plan(commands.add_parser("plan", help="what a table or figure needs, what is done, what the rest would cost"))
     claims = commands.add_parser("claims", help="each claim of the paper beside its evidence; trains nothing")
     claims.add_argument("--scale", default="tiny", help="smoke, tiny (default) or paper: folder, and what figures show")
@@ -92,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
             "launch": _launch,
             "audit": _audit,
             "claims": _claims,
+            "view": _view,
         }
         status = commands[args.command](args)
         sys.stdout.flush()
@@ -193,6 +204,12 @@ def _claims(args: argparse.Namespace) -> int:
     print(report.counts().to_string())
     print(f"\n{report.summary()}\n\n{results() / 'tables' / args.scale / 'claims.md'}")
     return 0
+
+
+def _view(args: argparse.Namespace) -> int:
+    from gpg_repro.viewer import command
+
+    return command.run(args)
 
 
 def _plan(args: argparse.Namespace) -> int:
