@@ -7,7 +7,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
 import pandas as pd
 
-from eval_harness.stats import Z95
+from eval_harness.stats import Z95, wilson
 from gpg_repro.tables.base import Column, Table, published_scores
 
 
@@ -50,6 +50,21 @@ def implied_difference(
         return difference, None, None
     half = Z95 * math.hypot(*errors)
     return difference, difference - half, difference + half
+
+
+def implied_count(
+    percent: float, num_items: int, digits: int = 1
+) -> tuple[int, float, float] | tuple[None, None, None]:
+    """The count of right answers behind a printed percentage with its Wilson interval in percent, one sample per item.
+
+    Returns:
+        count, low, high; None for each where no count of ``num_items`` gives the percentage.
+    """
+    _, count = _count(percent, num_items, digits)
+    if count is None:
+        return None, None, None
+    low, high = wilson(count, num_items)
+    return count, 100 * low, 100 * high
 
 
 def attainability(percent: float, num_items: int, digits: int = 1) -> str:
