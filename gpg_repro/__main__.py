@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data-root", type=Path, help="local copies of the data sets instead of the hub")
     evaluate.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
     _add_plan(commands.add_parser("plan", help="what a table or figure needs, what is done, what the rest would cost"))
+    _add_report(commands.add_parser("report", help="build the static site of all tables, figures, records and docs"))
     _add_launch(commands.add_parser("launch", help="train on many GPUs: print or run a strategy's accelerate command"))
     return parser
 
@@ -56,6 +57,16 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     from gpg_repro import launch
 
     launch.add_arguments(parser)
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("--scale", default="tiny", help="smoke, tiny (default) or paper")
+    report.add_argument("--out", type=Path, help="folder of the site (default build/report)")
+    report.add_argument(
+        "--seeds", type=int, default=0, metavar="N", help="0 (default): committed records; N: train N here"
+    )
+    report.add_argument("--only", metavar="NAME,...", help="only these notebooks, e.g. table_03,figure_2")
+    report.add_argument("--jobs", type=int, default=2, metavar="N", help="notebooks at a time (default 2)")
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
@@ -79,7 +90,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 means that the user can mend what went wrong."""
     args = _parser().parse_args(argv)
     try:
-        commands = {"recipes": _recipes, "train": _train, "evaluate": _evaluate, "plan": _plan, "launch": _launch}
+        commands = {
+            "recipes": _recipes,
+            "train": _train,
+            "evaluate": _evaluate,
+            "plan": _plan,
+            "report": _report,
+            "launch": _launch,
+        }
         status = commands[args.command](args)
         sys.stdout.flush()
         return status
@@ -172,6 +190,19 @@ def _plan(args: argparse.Namespace) -> int:
 
     print(plan_text.run(args))
     return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from gpg_repro.site import build_site
+
+    only = None if args.only is None else [name.strip() for name in args.only.split(",") if name.strip()]
+    site = build_site(args.out, scale=args.scale, seeds=args.seeds, only=only, jobs=args.jobs)
+    for line in site.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"report: {len(site.notebooks)} notebooks, {site.seconds:.0f} s: {site.out / 'index.html'}")
+    for entry in site.failed:
+        print(f"error: {entry.name} failed: {entry.message}", file=sys.stderr)
+    return 1 if site.failed else 0
 
 
 def _launch(args: argparse.Namespace) -> int:

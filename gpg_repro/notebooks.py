@@ -68,7 +68,7 @@ def run(notebook: Path, parameters: dict[str, Any], out: Path | None = None) -> 
             stderr_file=sys.stderr,
         )
     except papermill.PapermillExecutionError as error:
-        if error.ename in ("UserError", "EngineError"):
+        if error.ename in ("UserError", "NoRecords", "EngineError"):
             raise UserError(f"{error.evalue}\n(executed notebook: {out})") from None
         raise
     _drop_progress(out)
