@@ -49,6 +49,19 @@
     return found;
   }
 
+  /** pandas gives the names of the index a row of their own below the headings; they fit beside them. */
+  function mergeIndexNames(table) {
+    const rows = [...(table.tHead?.rows ?? [])];
+    if (rows.length < 2) return;
+    const [above, names] = rows.slice(-2);
+    const cells = [...names.cells];
+    const both = [...above.cells].every((cell, k) => cell.colSpan === 1 && !(cell.textContent.trim() && cells[k]?.textContent.trim()));
+    const few = cells.filter((cell) => cell.textContent.trim()).length < cells.length;
+    if (above.cells.length !== cells.length || !both || !few) return;
+    cells.forEach((cell, k) => cell.textContent.trim() && above.cells[k].replaceChildren(...cell.childNodes));
+    names.remove();
+  }
+
   /** A label that covers several rows is repeated in each, so that rows can move. */
   function repeatLabels(body) {
     const rows = [...body.rows];
@@ -65,13 +78,23 @@
     });
   }
 
+  /** Columns whose known values are mostly numbers are set flush right, heading and all. */
+  function markNumbers(rows, headings) {
+    headings.forEach((heading, column) => {
+      const cells = rows.map((row) => row.cells[column]).filter((cell) => cell?.tagName === "TD");
+      const keys = cells.map(cellKey).filter((key) => key !== null);
+      if (keys.filter((key) => typeof key === "number").length * 2 > keys.length)
+        for (const cell of [heading, ...cells]) cell.classList.add("number");
+    });
+  }
+
   function makeSortable(table) {
     const body = table.tBodies[0];
     const headings = columnHeadings(table);
     if (!body || body.rows.length < 2 || [...body.rows].some((row) => [...row.cells].some((cell) => cell.colSpan > 1))) return;
     repeatLabels(body);
-    for (const cell of body.querySelectorAll("td")) cell.classList.toggle("number", typeof cellKey(cell) === "number");
     const original = [...body.rows];
+    markNumbers(original, headings);
     headings.forEach((heading, column) => {
       const button = document.createElement("button");
       button.type = "button";
@@ -239,6 +262,7 @@
   document.addEventListener("DOMContentLoaded", () => {
     document.body.append(tip);
     for (const table of document.querySelectorAll("article table")) {
+      mergeIndexNames(table);
       makeAskable(table);
       makeSortable(table);
       addFilter(table);
