@@ -36,6 +36,11 @@ class Curves:
         """Optimiser steps of all seeds together."""
         return sum(len(frame) for frame in self.frames.values())
 
+    @property
+    def run_ids(self) -> list[str]:
+        """Ids of the runs, by seed."""
+        return [records.read_run(folder).run_id for folder in self.folders.values()]
+
     def pooled(self) -> pd.DataFrame:
         """All steps of all seeds."""
         return pd.concat(self.frames.values(), ignore_index=True)

@@ -61,6 +61,24 @@ def shown(lines: Sequence[Mapping], index: pd.Index) -> ShownFrame:
     return frame
 
 
+def explained(frame: pd.DataFrame, behind: Sequence[tuple[Sequence[tuple[str, str]], Sequence[str]]]) -> ShownFrame:
+    """A frame of numbers, still numbers, whose fractions say what is behind them.
+
+    Args:
+        behind: details and runs of each row.
+    """
+    made = ShownFrame(frame)
+    made.cells = {
+        (row, column): Cell(f"{value:.3f}", value, tuple(details), tuple(runs))
+        for row, (values, (details, runs)) in enumerate(
+            zip(frame.itertuples(index=False, name=None), behind, strict=True)
+        )
+        for column, value in enumerate(values)
+        if isinstance(value, float) and not pd.isna(value)
+    }
+    return made
+
+
 def to_html(frame: pd.DataFrame) -> str:
     """A frame as an HTML table: ``title`` holds a cell's details, ``data-sort`` its number, ``data-runs`` its runs.
 
@@ -113,4 +131,10 @@ def _td(value: object, cell: Cell | None) -> str:
             attributes += f' title="{html.escape(lines)}"'
         if cell.runs:
             attributes += f' data-runs="{html.escape(" ".join(cell.runs))}"'
-    return f"<td{attributes}>{html.escape(str(value))}</td>"
+    return f"<td{attributes}>{html.escape(_text(value) if cell is None else cell.text)}</td>"
+
+
+def _text(value: object) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return MISSING
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
