@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
@@ -59,13 +57,13 @@ def execute(
     root: Path = ROOT,
     report: Callable[[Executed], None] = lambda _: None,
 ) -> list[Executed]:
-    """Run notebooks in separate processes, or find copies that still stand.
+    """Run notebooks side by side, or find copies that still stand.
 
     Args:
         sources: notebooks; those named in ``TRAINING`` are not run.
         work: where executed copies, the files notebooks write and fingerprints are kept.
         seeds: 0 shows committed records only, whatever a notebook would do without them; above, notebooks train.
-        jobs: notebooks at a time.
+        jobs: notebooks at a time, each in a kernel process of its own.
         root: the checkout whose code and records a copy depends on.
         report: called with each notebook as it is done.
 
@@ -91,83 +89,46 @@ def execute(
         else:
             waiting[name] = (source, own)
     order = sorted(waiting, key=lambda name: (name not in _SLOW_FIRST, name))
-    if order:
-        with _pool(min(jobs, len(order)), work, seeds) as pool:
-            running = {
-                pool.submit(_run, str(waiting[name][0]), str(work), scale, seeds): (name, waiting[name][1])
-                for name in order
-            }
-            for future in as_completed(running):
-                name, own = running[future]
-                done[name] = Executed(**future.result())
-                _keep(work, done[name], own)
-                report(done[name])
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        running = {pool.submit(_run, waiting[name][0], work, scale, seeds): name for name in order}
+        for future in as_completed(running):
+            entry = future.result()
+            done[entry.name] = entry
+            _keep(work, entry, waiting[entry.name][1])
+            report(entry)
     return [done[source.stem] for source in sources]
 
 
-def _pool(jobs: int, work: Path, seeds: int) -> ProcessPoolExecutor:
-    """Processes of their own: papermill's event loops and a changed environment stay out of ours."""
-    environment = {"IPYTHONDIR": str(work / "ipython"), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    if seeds == 0:
-        environment[RECORDS_ONLY] = "1"
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, context, initializer=_prepare, initargs=(environment,))
-
-
-def _prepare(environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-
-
-def _run(source: str, work: str, scale: str, seeds: int) -> dict[str, Any]:
-    """Run one notebook in this process's kernel; what went wrong is returned, not raised."""
+def _run(source: Path, work: Path, scale: str, seeds: int) -> Executed:
+    """Run one notebook; what went wrong is part of the answer."""
     from gpg_repro import notebooks
+    from gpg_repro.site.kernels import forked_kernels
 
-    path, folder = Path(source), Path(work)
-    copy, log = folder / "notebooks" / path.name, folder / "logs" / f"{path.stem}.log"
-    files = folder / "results" / path.stem
+    copy, log = work / "notebooks" / source.name, work / "logs" / f"{source.stem}.log"
+    files = work / "results" / source.stem
     for stale in (copy, log):
         stale.unlink(missing_ok=True)
     shutil.rmtree(files, ignore_errors=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    if seeds == 0:
-        os.environ["GPG_RESULTS"] = str(files)  # what this notebook writes is told from what others write
+    environment = {"IPYTHONDIR": str(work / "ipython"), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if seeds == 0:  # what this notebook writes is told from what others write
+        environment |= {RECORDS_ONLY: "1", "GPG_RESULTS": str(files)}
     state: State = "shown"
     message, began = "", time.monotonic()
-    with _output_to(log):
-        try:
-            declared = notebooks.declared_parameters(path)
-            wanted = {"SCALE": scale, "SEEDS": seeds}
-            notebooks.run(path, {name: value for name, value in wanted.items() if name in declared}, copy)
-        except UserError as error:
-            missing = isinstance(error, NoRecords) or _error_name(copy) == NoRecords.__name__
-            state, message = ("no records" if missing else "failed"), str(error).split("\n(executed notebook:")[0]
-        except Exception as error:  # a bug in a notebook costs its page, not the site
-            traceback.print_exc(file=sys.stderr)
-            state, message = "failed", _error_text(copy) or f"{type(error).__name__}: {error}"
-    return {
-        "name": path.stem,
-        "copy": copy if copy.exists() else path,
-        "files": files,
-        "state": state,
-        "message": message,
-        "seconds": time.monotonic() - began,
-    }
-
-
-@contextlib.contextmanager
-def _output_to(log: Path) -> Iterator[None]:
-    """Everything this process and the kernels it starts print goes to a file."""
-    kept = [os.dup(number) for number in (1, 2)]
-    with log.open("w", encoding="utf-8") as stream:
-        try:
-            for number in (1, 2):
-                os.dup2(stream.fileno(), number)
-            yield
-        finally:
-            for number, before in zip((1, 2), kept, strict=True):
-                (sys.stdout, sys.stderr)[number - 1].flush()
-                os.dup2(before, number)
-                os.close(before)
+    try:
+        declared = notebooks.declared_parameters(source)
+        parameters = {k: v for k, v in {"SCALE": scale, "SEEDS": seeds}.items() if k in declared}
+        notebooks.run(source, parameters, copy, stream=False, kernels=forked_kernels(environment, log))
+    except UserError as error:
+        state, message = "failed", str(error).split("\n(executed notebook:")[0]
+        if _error_name(copy) == NoRecords.__name__:
+            state = "no records"
+    except Exception as error:  # a bug in a notebook costs its page, not the site
+        with log.open("a", encoding="utf-8") as stream:
+            traceback.print_exc(file=stream)
+        state, message = "failed", _error_text(copy) or f"{type(error).__name__}: {error}"
+    shown = copy if copy.exists() else source
+    return Executed(source.stem, shown, files, state, message, time.monotonic() - began)
 
 
 def _errors(copy: Path) -> Iterator[dict[str, Any]]:
