@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     claims = commands.add_parser("claims", help="each claim of the paper beside its evidence; trains nothing")
     claims.add_argument("--scale", default="tiny", help="smoke, tiny (default) or paper: folder, and what figures show")
     claims.add_argument("--no-inspections", action="store_true", help="leave out what takes longest: asking trainers")
+    _add_report(commands.add_parser("report", help="build the static site of all tables, figures, records and docs"))
     _add_launch(commands.add_parser("launch", help="train on many GPUs: print or run a strategy's accelerate command"))
     audit = commands.add_parser("audit", help="check the paper's printed numbers against each other; writes a report")
     audit.add_argument("--out", type=Path, metavar="DIR", help="folder for tables/ and figures/ (default: results)")
@@ -71,6 +72,16 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     from gpg_repro import launch
 
     launch.add_arguments(parser)
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("--scale", default="tiny", help="smoke, tiny (default) or paper")
+    report.add_argument("--out", type=Path, help="folder of the site (default build/report)")
+    report.add_argument(
+        "--seeds", type=int, default=0, metavar="N", help="0 (default): committed records; N: train N here"
+    )
+    report.add_argument("--only", metavar="NAME,...", help="only these notebooks, e.g. table_03,figure_2")
+    report.add_argument("--jobs", type=int, default=2, metavar="N", help="notebooks at a time (default 2)")
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
@@ -103,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
             "audit": _audit,
             "claims": _claims,
             "view": _view,
+            "report": _report,
         }
         status = commands[args.command](args)
         sys.stdout.flush()
@@ -224,6 +236,19 @@ def _audit(args: argparse.Namespace) -> int:
 
     print(report.run(args.out))
     return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from gpg_repro.site import build_site
+
+    only = None if args.only is None else [name.strip() for name in args.only.split(",") if name.strip()]
+    site = build_site(args.out, scale=args.scale, seeds=args.seeds, only=only, jobs=args.jobs)
+    for line in site.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"report: {len(site.notebooks)} notebooks, {site.seconds:.0f} s: {site.out / 'index.html'}")
+    for entry in site.failed:
+        print(f"error: {entry.name} failed: {entry.message}", file=sys.stderr)
+    return 1 if site.failed else 0
 
 
 def _launch(args: argparse.Namespace) -> int:
