@@ -184,7 +184,7 @@ def test_our_bars_are_the_records_with_their_seeds(reference, tmp_path):
     (texts,) = [t.get_text() for t in report.figure.axes[3].texts]
     assert "Table 7 has no committed" in texts.replace("\n", " ")
     files = {path.name for path in (tmp_path / "figures" / "tiny").iterdir()}
-    assert {"figure1.png", "figure1.md", "figure1.csv", "figure1.html"} <= files
+    assert {"figure1.png", "figure1.svg", "figure1.md", "figure1.csv", "figure1.html"} <= files
 
 
 def test_nothing_is_trained_without_being_asked(nothing, tmp_path, monkeypatch):

@@ -353,7 +353,8 @@ def test_the_widget_filters_and_escapes(six, nasty):
     assert "item 4" in box.card.value
     tags = _Tags(viewer.viewer(nasty).card.value)
     assert not tags.of("script") and not tags.of("img")
-    assert "item 4" in viewer.viewer(both := side_by_side(*six), chosen=both.pairs[4]).card.value
+    both = side_by_side(*six)
+    assert "item 4" in viewer.viewer(both, chosen=both.pairs[4]).card.value
 
 
 def test_the_widget_shows_one_sample(tmp_path):
