@@ -297,6 +297,7 @@ def test_the_papers_problem_is_known_by_gold_and_words():
     wanted = aime("480", "A RHOMBUS on the hyperbola")
     others = [aime("480", "a rhombus on a circle"), aime("048", "rhombus, hyperbola"), aime("48", "hyperbola, rhombus")]
     assert figure_3.find_problem([*others, wanted]) is wanted
+    others.append(aime("1480", "rhombus, hyperbola"))
     assert figure_3.find_problem(others) is None
     assert figure_3.find_problem([aime("0480", "rhombus hyperbola")]) is not None
     with pytest.raises(UserError, match="2 AIME24 problems"):
