@@ -55,7 +55,7 @@ def test_five_tiny_suites_load_without_anything(tmp_path):
 
 def test_unknown_benchmark_suggests_the_closest():
     with pytest.raises(UserError, match="did you mean 'aime24'"):
-        get_benchmark("aime2")
+        get_benchmark("aime-24")
 
 
 def _write(folder, rows, name="aime_2024.jsonl"):
