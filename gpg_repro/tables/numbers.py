@@ -13,6 +13,7 @@ from eval_harness.benchmarks import get_benchmark
 from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items, mean_of_strata
 from gpg_repro.tables.base import BASE, RULES, Column, RowRuns, Table
 from gpg_repro.tables.marks import by_item, by_seed, column_marks, samples, total_marks
+from gpg_repro.tables.settings import matching, unequal
 
 MIN_SEEDS = 3
 """From so many training seeds on, an interval over seeds is given too."""
@@ -144,11 +145,16 @@ def difference(
 
     Args:
         column: compare this column instead of the headline.
+        other: the base row stands for the base under the settings of ``mine``, where that was measured.
 
     Returns:
         difference, low, high, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three seeds),
-        num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks the number.
+        num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks the number,
+        or where the two were measured under different settings (``tables.settings.refusals`` says how).
     """
+    other = matching(mine, other)
+    if unequal(table, mine, other, scale, column):
+        return None
     untrained = set(other.seeds) == {0} and not other.row.trained
     seeds = mine.seeds if untrained else sorted(set(mine.seeds) & set(other.seeds))
     cells = [_cells(table, entry, scale, rule, column) for entry in (mine, other)]
@@ -193,7 +199,13 @@ def bases(entry: RowRuns) -> set[str]:
 
 
 def comparable(mine: RowRuns, other: RowRuns) -> bool:
-    """Whether two rows started from the same base; one made on another machine can differ."""
+    """Whether two rows started from the same base; one made on another machine can differ.
+
+    Of a released checkpoint the registry says what it was trained from, which is all that is asked against the base.
+    """
+    released = None if mine.row.trained else mine.row.checkpoint
+    if released and released.base and other.row.key == BASE:
+        return released.base == other.row.hub
     a, b = bases(mine), bases(other)
     return not a or not b or a == b
 
@@ -202,7 +214,8 @@ def gains(table: Table, runs: Sequence[RowRuns], scale: str, base: str = BASE, r
     """Every row against one baseline row; no lines if the baseline was not measured.
 
     Returns:
-        Columns row, label, against, and those of :func:`difference`.
+        Columns row, label, against, ``as_row`` (the base was measured again under the row's settings), and those of
+        :func:`difference`.
     """
     by_row = {entry.row.key: entry for entry in runs}
     pairs = [(key, base) for key in by_row if key != base] if base in by_row else []
@@ -219,10 +232,11 @@ def differences(
 ) -> pd.DataFrame:
     """Paired differences of pairs of rows (None: the table's comparisons) in the headline number, or in one column.
 
-    Pairs that were not measured, and rows that did not start from the same base, are left out.
+    Pairs that were not measured, rows that did not start from the same base, and rows measured under different settings
+    are left out.
 
     Returns:
-        Columns row, label, against, against_label and those of :func:`difference`.
+        Columns row, label, against, against_label, as_row and those of :func:`difference`.
     """
     by_row = {entry.row.key: entry for entry in runs}
     lines = []
@@ -232,7 +246,8 @@ def differences(
         found = difference(table, by_row[mine], by_row[other], scale, rule, column)
         if found is not None:
             labels = {"label": by_row[mine].row.label_at(scale), "against_label": by_row[other].row.label_at(scale)}
-            lines.append({"row": mine, "against": other, **labels, **found})
+            as_row = matching(by_row[mine], by_row[other]) is not by_row[other]
+            lines.append({"row": mine, "against": other, **labels, "as_row": as_row, **found})
     return pd.DataFrame(lines)
 
 
