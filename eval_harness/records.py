@@ -28,10 +28,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_harness.errors import UserError
 
-SCHEMA_VERSION = 3
-"""2 added images, groups, marks between 0 and 1 and reasons per rule; 3 adds the score of a single sample, provenance
-and shards. Records of earlier versions are read as they are."""
-_READABLE = (1, 2, 3)
+SCHEMA_VERSION = 4
+"""2 added images, groups, marks between 0 and 1 and reasons per rule; 3 the score of a single sample, provenance and
+shards; 4 has Wilson's interval with an effective number of items where items have several samples or marks are no yes
+or no (Student's t before). Records of earlier versions are read as they are."""
+_READABLE = (1, 2, 3, 4)
+INTERVALS_SINCE = 4
+"""Since this version the stored intervals are those that ``eval_harness.stats`` makes now."""
 _TRACKED_PACKAGES = (
     "torch",
     "transformers",

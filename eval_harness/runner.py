@@ -768,7 +768,8 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
     with GradingPool() as pool:
         report = {name: _verify_benchmark(Path(folder), run, name, pool) for name in run.benchmarks}
     stored = {"average": run.average, "average_single": run.average_single}
-    if wrong := [name for name, value in averages(run.benchmarks).items() if not _same(value, stored[name])]:
+    keys = _comparable_keys(run)
+    if wrong := [name for name, value in averages(run.benchmarks).items() if not _same(value, stored[name], keys)]:
         report["average"] = {
             "stored": run.average and run.average["mean"],
             "regraded": (averages(run.benchmarks)["average"] or {}).get("mean"),
@@ -797,9 +798,12 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
         found = summarise(benchmark, items, result.decoding, fresh)
         regraded = found.score["mean"] if found.score else None
         names = ("score", "score_strict") + (() if result.single is None else ("single", "single_strict"))
-        problems = [f"{n} differs" for n in names if not _same(getattr(found, n), getattr(result, n))]
+        keys = _comparable_keys(run)
+        problems = [f"{n} differs" for n in names if not _same(getattr(found, n), getattr(result, n), keys)]
         groups = {**found.groups, **result.groups}
-        problems += [f"group {g} differs" for g in groups if not _same_group(found.groups.get(g), result.groups.get(g))]
+        problems += [
+            f"group {g} differs" for g in groups if not _same_group(found.groups.get(g), result.groups.get(g), keys)
+        ]
         counts = ("num_items", "asked", "scored", "failed")
         problems += [f"{n} is {getattr(found, n)}" for n in counts if getattr(found, n) != getattr(result, n)]
     return {
@@ -843,15 +847,22 @@ def _other_versions(run: RunRecord, name: str, benchmark: Benchmark, result: Ben
     return [f"{what} {old} -> {new}" for what, old, new in pairs if old is not None and old != new]
 
 
-def _same_group(one: GroupResult | None, other: GroupResult | None) -> bool:
-    return bool(one and other) and _same(one.score, other.score) and _same(one.score_strict, other.score_strict)
+def _comparable_keys(run: RunRecord) -> tuple[str, ...]:
+    """Fields of a stored estimate that must follow from the samples; earlier records have intervals of another kind."""
+    return ("mean", "se", "low", "high") if run.schema_version >= records.INTERVALS_SINCE else ("mean", "se")
 
 
-def _same(one: Mapping[str, float] | None, other: Mapping[str, float] | None) -> bool:
+def _same_group(one: GroupResult | None, other: GroupResult | None, keys: tuple[str, ...]) -> bool:
+    return bool(one and other) and all(
+        _same(getattr(one, name), getattr(other, name), keys) for name in ("score", "score_strict")
+    )
+
+
+def _same(one: Mapping[str, float] | None, other: Mapping[str, float] | None, keys: tuple[str, ...]) -> bool:
     """Whether two stored estimates agree but for the last bits."""
     if one is None or other is None:
         return one is other
-    return all(math.isclose(one[k], other[k], abs_tol=1e-9) or one[k] != one[k] for k in ("mean", "se", "low", "high"))
+    return all(math.isclose(one[k], other[k], abs_tol=1e-9) or one[k] != one[k] for k in keys)
 
 
 def _marks(graded: Sample | Verdict) -> tuple:

@@ -12,12 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from eval_harness.style import (
+    BAND,
+    BASE_BLACK,
+    EASY_GREEN,
+    GPG_BLUE,
+    GPG_LIGHT,
+    GRPO_GRAY,
+    HARD_RED,
+    SFT_GOLD,
+    use_style,
+)
 from gpg_repro.tables.base import Table, published_scores, source_name
 from gpg_repro.tables.printed import implied_difference, implied_interval
 
-GPG_BLUE, GRPO_GRAY, BASE_BLACK = "#2563ab", "#8a8a8a", "#222222"
-EASY_GREEN, HARD_RED, BAND = "#2a9d6f", "#b5483a", "#f0c36d"
-GPG_LIGHT, SFT_GOLD = "#6aa5dc", "#c08a1e"
 _RIVALS = ("grpo", "dr_grpo", "dapo", "rstar", "eurus", "oat", "orz", "simplerl")
 _UNTRAINED = ("base", "still3", "instruct", "no_template")
 
@@ -41,7 +49,7 @@ def table_figure(
 
     A table that shows both rules has the strict one as hollow marks below.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     published = published_scores(table)
     sets = [(name, frame) for name, frame in (("this run", measured), ("committed records", committed))
             if frame is not None and len(frame)]  # fmt: skip
@@ -134,7 +142,7 @@ def columns_figure(table: Table, scale: str, ours: pd.DataFrame | None) -> Figur
     Args:
         ours: from ``tables.numbers.scores``; None or a row without lines: not measured.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     published, columns = published_scores(table), table.printed_columns
     rows = table.rows_at(scale)
     positions = {row.key: len(rows) - i for i, row in enumerate(rows)}
@@ -188,7 +196,7 @@ def differences_figure(table: Table, scale: str, ours: pd.DataFrame, origin: str
         ours: from ``tables.numbers.differences``.
         origin: where ``ours`` comes from.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     published, names = published_scores(table), {row.key: row for row in table.rows}
     found = {(line.row, line.against): line for line in ours.itertuples()}
     pairs = [pair for pair in table.comparisons if pair in found or set(pair) <= set(published.index)]
@@ -293,7 +301,7 @@ def training_figure(
         keys: label -> row key, for the colour.
         window: steps of the centred moving average.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     panels = (("reward", "sampled reward"), ("alpha", "α = B/(B−M)"), ("reward_std", "mean within-group reward std"))
     height = 4.1 if len(curves) == 1 else 2.7 * len(curves) + 0.6
     figure, axes = plt.subplots(len(curves), 3, figsize=(13, height), layout="constrained", squeeze=False)
@@ -358,7 +366,7 @@ def dynamics_figure(
         quoted: ranges the paper's text quotes for alpha and reward_std, drawn as bands.
         window: steps of the centred moving average.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.3), layout="constrained")
     lines = (
         (axes[0], "frac_easy", EASY_GREEN, "all right (easy)"),
@@ -395,7 +403,7 @@ def training_curves_figure(
         functions: reward functions, columns ``rewards/<name>``.
         window: steps of the centred moving average.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     both = tuple(curves)
     panels = [(f"loss of {method} (own scale)", "loss", (method,)) for method in both]
     panels += [("total reward", "reward", both), *((f"reward: {name}", f"rewards/{name}", both) for name in functions)]
@@ -442,7 +450,7 @@ def components_figure(frame: pd.DataFrame, passes: Mapping[str, tuple[float, flo
         frame: method x (block, component), cells "yes", "no" or "–".
         passes: method -> forward passes per completion with and without gradient, parameters held over the policy's.
     """
-    sns.set_theme(style="white", context="notebook")
+    use_style(grid=False)
     blocks = list(dict.fromkeys(top for top, _ in frame.columns))
     figure, axes = plt.subplots(
         1, 3, figsize=(15, 0.55 * len(frame) + 2.2), layout="constrained", width_ratios=[1, 1, 0.95], sharey=True
@@ -494,7 +502,7 @@ def multipliers_figure(
         ratios: rho = pi / pi_old.
         curves: method -> pull on log pi (minus the derivative of the loss) for advantage +1 and for -1.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.4), layout="constrained", sharex=True)
     looks = {
         "GPG": (GPG_BLUE, "-", 2.6),
@@ -522,7 +530,7 @@ def checkpoints_figure(frame: pd.DataFrame, title: str) -> Figure:
     Args:
         frame: one rule of ``gpg_repro.evaluate.scores``; step 0, where it is there, is drawn on as a dashed line.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     names = sorted(dict.fromkeys(frame["benchmark"]), key=lambda name: name != "mean")
     columns = min(3, len(names))
     rows = -(-len(names) // columns)

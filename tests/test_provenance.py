@@ -344,7 +344,7 @@ def test_verify_says_what_is_another_version_now(finished, tmp_path, capsys, mon
 
 
 def test_records_of_version_2_are_read_and_verified(finished, tmp_path):
-    copy = _forge(finished, tmp_path / "copy", "run.json", '"schema_version": 3', '"schema_version": 2')
+    copy = _forge(finished, tmp_path / "copy", "run.json", '"schema_version": 4', '"schema_version": 2')
     raw = json.loads((copy / "run.json").read_text(encoding="utf-8"))
     for name in ("provenance", "shard", "average_single"):
         del raw[name]
@@ -352,8 +352,13 @@ def test_records_of_version_2_are_read_and_verified(finished, tmp_path):
         del raw["benchmarks"]["tiny_sums"][name]
     records.write_json(copy / "run.json", raw)
     assert records.read_run(copy).provenance == {}
+    raw["benchmarks"]["tiny_sums"]["score"]["low"] -= 0.01  # intervals were of another kind then
+    records.write_json(copy / "run.json", raw)
     row = verify(copy)["tiny_sums"]
     assert row["problems"] == [] and row["changed"] == 0
+    records.write_json(copy / "run.json", raw | {"schema_version": records.INTERVALS_SINCE})
+    assert verify(copy)["tiny_sums"]["problems"] == ["score differs"]
+    records.write_json(copy / "run.json", raw)
     assert "single sample" in format_run(records.read_run(finished))
     assert "single sample" not in format_run(records.read_run(copy))
 

@@ -1,12 +1,34 @@
 """Estimates against hand-worked numbers and closed forms."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies
 from scipy import stats as scipy_stats
 
-from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items, wilson
+from eval_harness import stats
+from eval_harness.stats import (
+    Estimate,
+    detectable_difference,
+    difference_components,
+    holm,
+    items_to_resolve,
+    majority_at_k,
+    mean_majority_at_k,
+    mean_of_differences,
+    mean_of_estimates,
+    mean_of_items,
+    mean_pass_at_k,
+    paired_difference,
+    pass_at_k,
+    samples_to_resolve,
+    samples_to_settle,
+    seeds_to_resolve,
+    two_level_mean,
+    wilson,
+)
 
 
 def test_wilson_by_hand():
@@ -39,13 +61,38 @@ def test_samples_of_an_item_are_clustered():
     one = mean_of_items([[1], [0], [1], [0]])
     many = mean_of_items([[1] * 100, [0] * 100, [1] * 100, [0] * 100])
     assert many.se == pytest.approx(one.se)
-    # item means 1, 0.5, 0: mean .5, sd .5, se .5/sqrt(3); t(2 df) = 4.3027, cut to [0, 1]
+    # item means 1, 0.5, 0: mean .5, sd .5, se .5/sqrt(3) = .2887; effective items .25/.0833 = 3; t(2 df) = 4.3027:
+    # z2n = 6.171, half = 4.3027/7.171 * sqrt(.25/3 + 18.513/36) = .4638
     mixed = mean_of_items([[1, 1], [1, 0], [0, 0]])
     assert mixed.se == pytest.approx(0.5 / math.sqrt(3))
-    assert (mixed.low, mixed.high) == (0.0, 1.0)
-    wide = mean_of_items([[1, 0]] * 40 + [[1, 1]] * 20)
-    half = scipy_stats.t.ppf(0.975, 59) * np.std([0.5] * 40 + [1.0] * 20, ddof=1) / math.sqrt(60)
-    assert wide.high - wide.mean == pytest.approx(half)
+    assert (mixed.low, mixed.high) == (pytest.approx(0.0362, abs=1e-4), pytest.approx(0.9638, abs=1e-4))
+    wide = mean_of_items([[1, 0]] * 200 + [[1, 1]] * 250 + [[0, 0]] * 150)  # far from 0 and 1, many items: Student's t
+    half = scipy_stats.t.ppf(0.975, 599) * np.std([0.5] * 200 + [1.0] * 250 + [0.0] * 150, ddof=1) / math.sqrt(600)
+    assert (wide.low, wide.high) == (
+        pytest.approx(wide.mean - half, abs=1e-3),
+        pytest.approx(wide.mean + half, abs=1e-3),
+    )
+
+
+def test_an_interval_of_several_samples_is_bounded_by_items_and_samples():
+    """At least as wide as if every sample were an item of its own, at most as if an item had one sample."""
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        marks = rng.binomial(1, rng.uniform(0, 1, size=(20, 1)), size=(20, 4))
+        found, t = mean_of_items(marks), scipy_stats.t.ppf(0.975, 19)
+        one_each, all_apart = (stats._wilson(found.mean, n, t) for n in (20, 80))
+        if found.se > 0:
+            assert one_each[0] - 1e-12 <= found.low <= all_apart[0] + 1e-12
+            assert all_apart[1] - 1e-12 <= found.high <= one_each[1] + 1e-12
+        assert found == mean_of_items(marks.tolist())  # arrays and lists alike
+
+
+def test_marks_that_are_no_yes_or_no():
+    """IoU: the effective number of items may exceed the items, since such marks vary less than 0/1 ones."""
+    found = mean_of_items([[0.5], [0.6], [0.4], [0.5]])
+    # sd^2 = .02/3, se^2 = .001667; effective .25/.001667 = 150; t(3 df) = 3.1824
+    assert (found.low, found.high) == pytest.approx(stats._wilson(0.5, 150, 3.18245), abs=1e-4)
+    assert found.low > 0.37
 
 
 def test_all_alike_with_many_samples_keeps_an_interval():
@@ -69,11 +116,259 @@ def test_average_of_benchmarks_weighs_them_equally():
     assert average.num_items == 530
 
 
-def test_coverage_of_the_clustered_interval():
-    """About 95 % of intervals hold the truth when items differ in difficulty."""
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(400):
-        difficulty = rng.uniform(0.1, 0.9, size=60)
-        estimate = mean_of_items([rng.binomial(1, p, size=8).tolist() for p in difficulty])
-        held += estimate.low <= 0.5 <= estimate.high
-    assert 0.91 <= held / 400 <= 0.985
+@pytest.mark.parametrize("num_items, low, high", [(30, 0.92, 0.98), (500, 0.94, 0.965)])
+@pytest.mark.parametrize("num_samples", [1, 8, 32])
+def test_coverage_by_simulation(num_items, low, high, num_samples):
+    """95 % intervals hold the mean over all items there could be: 20,007 draws, averaged over p = 0.1 … 0.9.
+
+    Item difficulties are drawn from a beta distribution with mean p, from nearly all-or-nothing to nearly alike.
+    """
+    rng, held, draws = np.random.default_rng(num_items + num_samples), 0, 0
+    order = np.arange(num_samples)
+    for p in np.arange(1, 10) / 10:
+        for spread in (0.5, 2.0, 20.0):
+            for _ in range(741):
+                right = rng.binomial(num_samples, rng.beta(p * spread, (1 - p) * spread, size=num_items))
+                found = mean_of_items((order < right[:, None]).astype(float))
+                held += found.low <= p <= found.high
+                draws += 1
+    assert draws == 20_007 and low <= held / draws <= high, held / draws
+
+
+@pytest.mark.parametrize("num_items, low, high", [(30, 0.92, 0.98), (500, 0.94, 0.965)])
+@pytest.mark.parametrize("num_samples", [1, 8])
+def test_coverage_of_paired_differences(num_items, low, high, num_samples):
+    """The same for differences: difficulties of the two models share a part, p = 0.1 … 0.9 against 0.5."""
+    rng, held, draws = np.random.default_rng(num_items + num_samples), 0, 0
+    for p in np.arange(1, 10) / 10:
+        for _ in range(2223):
+            shared = rng.uniform(-0.1, 0.1, size=num_items)
+            a, b = (rng.binomial(num_samples, mean + shared) / num_samples for mean in (p, 0.5))
+            found = mean_of_differences([a - b], permute=False)
+            held += found.low <= p - 0.5 <= found.high
+            draws += 1
+    assert draws == 20_007 and low <= held / draws <= high, held / draws
+
+
+# --- Several samples --------------------------------------------------------------------------------------------------
+
+
+def test_pass_at_k_by_hand_and_by_counting():
+    # 4 samples, 1 right, k = 2: of 6 pairs 3 hold the right one
+    assert pass_at_k(4, 1, 2) == pytest.approx(0.5)
+    assert (pass_at_k(8, 0, 3), pass_at_k(8, 6, 3), pass_at_k(5, 2, 1)) == (0.0, 1.0, pytest.approx(0.4))
+    for n, c, k in itertools.product(range(1, 7), range(7), range(1, 7)):
+        if c <= n and k <= n:
+            subsets = list(itertools.combinations([1] * c + [0] * (n - c), k))
+            assert pass_at_k(n, c, k) == pytest.approx(np.mean([any(s) for s in subsets]))
+    for n, c, k in ((4, 5, 1), (4, 1, 5), (4, 1, 0)):
+        with pytest.raises(ValueError, match="pass@"):
+            pass_at_k(n, c, k)
+
+
+def test_pass_at_k_is_unbiased():
+    rng, p = np.random.default_rng(5), 0.3
+    found = [pass_at_k(10, c, 4) for c in rng.binomial(10, p, size=20_000)]
+    assert np.mean(found) == pytest.approx(1 - (1 - p) ** 4, abs=4 * np.std(found) / math.sqrt(20_000))
+
+
+def test_mean_pass_at_k():
+    found = mean_pass_at_k([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], 2)
+    assert (found.mean, found.num_items, found.num_samples) == (pytest.approx(0.5), 3, 12)
+    with pytest.raises(ValueError, match="0 and 1"):
+        mean_pass_at_k([[0.5, 0.2]], 1)
+
+
+def test_majority_by_hand():
+    assert majority_at_k(["4", " 4 ", "5"], [1, 1, 0]) == 1.0
+    assert majority_at_k(["4", "5", "5"], [1, 0, 0]) == 0.0
+    assert majority_at_k(["4", "5"], [1, 0]) == 0.5  # a tie, by lot
+    assert majority_at_k([None, None, "4"], [0, 0, 1]) == 1.0  # no answer, no vote
+    assert majority_at_k([None, None], [0, 0]) == 0.0
+    # two of three: {4,4}, {4,5} twice: 1, 1/2, 1/2
+    rng = np.random.default_rng(0)
+    assert majority_at_k(["4", "4", "5"], [1, 1, 0], 2, rng=rng, draws=4000) == pytest.approx(2 / 3, abs=0.02)
+    with pytest.raises(ValueError, match="rng"):
+        majority_at_k(["4", "4", "5"], [1, 1, 0], 2)
+    found = mean_majority_at_k([["4", "4", "5"], ["1", "2", "2"]], [[1, 1, 0], [1, 0, 0]])
+    assert (found.mean, found.num_items, found.num_samples) == (0.5, 2, 6)
+
+
+# --- Two models -------------------------------------------------------------------------------------------------------
+
+
+def _pair(num_items=40, num_samples=1, seed=0):
+    rng = np.random.default_rng(seed)
+    shared = rng.uniform(0.1, 0.7, size=(num_items, 1))
+    return tuple(rng.binomial(1, shared + extra, size=(num_items, num_samples)) for extra in (0.25, 0.0))
+
+
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_a_difference_is_scipys(num_samples):
+    a, b = _pair(num_samples=num_samples)
+    found = paired_difference(a, b, rng=np.random.default_rng(7))
+    test = scipy_stats.ttest_rel(a.mean(axis=1), b.mean(axis=1))
+    interval = test.confidence_interval()
+    assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert found.t_p_value == pytest.approx(test.pvalue)
+    gaps = a.mean(axis=1) - b.mean(axis=1)
+    boot = scipy_stats.bootstrap((gaps,), np.mean, n_resamples=9999, method="BCa", rng=np.random.default_rng(7))
+    assert (found.boot_low, found.boot_high) == pytest.approx(tuple(boot.confidence_interval), abs=5e-3)
+    drawn = scipy_stats.permutation_test(
+        (gaps,), np.mean, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(1)
+    )
+    assert found.p_kind == "exact"
+    assert found.p_value == pytest.approx(drawn.pvalue, abs=5 * math.sqrt(drawn.pvalue / 20_000) + 1e-4)
+    assert (found.num_items, found.num_samples) == (40, 40 * num_samples)
+
+
+def test_exact_p_values_are_scipys_exact_ones():
+    rng = np.random.default_rng(2)
+    for k in (1, 2, 3):
+        for _ in range(20):
+            steps = rng.integers(-k, k + 1, size=9)  # whole numbers for scipy: it compares sums of thirds as floats
+            exact = scipy_stats.permutation_test((steps,), np.sum, permutation_type="samples", n_resamples=np.inf)
+            assert mean_of_differences([steps / k]).p_value == pytest.approx(exact.pvalue), steps
+    a, b = _pair(60)
+    better, worse = int(((a - b) > 0).sum()), int(((a - b) < 0).sum())
+    assert paired_difference(a, b).p_value == scipy_stats.binomtest(better, better + worse).pvalue  # McNemar
+    assert (paired_difference(a, b).num_better, paired_difference(a, b).num_worse) == (better, worse)
+
+
+def test_mcnemar_is_statsmodels():
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    a, b = _pair(80, seed=4)
+    table = [[int(((a == i) & (b == j)).sum()) for j in (1, 0)] for i in (1, 0)]
+    assert paired_difference(a, b).p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+def test_marks_with_no_common_step_are_permuted_by_draws():
+    gaps = np.random.default_rng(0).normal(0.1, 0.3, size=30)
+    found = mean_of_differences([gaps], rng=np.random.default_rng(1))
+    exactish = scipy_stats.ttest_1samp(gaps, 0).pvalue
+    assert found.p_kind == "drawn (9999)" and found.p_value == pytest.approx(exactish, rel=0.2)
+    assert math.isnan(mean_of_differences([gaps]).p_value)
+    again = mean_of_differences([gaps], rng=np.random.default_rng(1))
+    assert again == found  # the generator alone decides
+
+
+def test_the_mean_of_benchmarks_by_hand():
+    # benchmark 1: gaps 1,0,0,1: mean .5, var 1/3, /4 = 1/12; benchmark 2: 0,-1: mean -.5, var .5, /2 = .25
+    # mean 0; se = sqrt(1/12 + 1/4)/2 = .28868; df = (1/3)^2 / ((1/12)^2/3 + (1/4)^2/1) = 1.7143
+    found = mean_of_differences([np.array([1, 0, 0, 1]), np.array([0, -1])], rng=np.random.default_rng(0))
+    assert (found.difference, found.se) == (pytest.approx(0.0), pytest.approx(0.288675, abs=1e-6))
+    assert found.high == pytest.approx(scipy_stats.t.ppf(0.975, 1.714286) * 0.288675, abs=1e-5)
+    # three signs by lot, items of weight 1/8, 1/8 and -1/4: |sum| >= 0 always
+    assert (found.p_value, found.p_kind) == (1.0, "exact")
+    weighted = mean_of_differences([np.array([1, 0, 0, 1]), np.array([0, -1])], weights=[0.75, 0.25])
+    assert weighted.difference == pytest.approx(0.75 * 0.5 - 0.25 * 0.5)
+
+
+def test_differences_without_spread_or_with_one_item():
+    same = paired_difference([[1], [0], [1]], [[1], [0], [1]], rng=np.random.default_rng(0))
+    assert (same.difference, same.low, same.high, same.p_value, same.t_p_value) == (0, 0, 0, 1, 1)
+    assert (same.boot_low, same.boot_high) == (0, 0)
+    single = mean_of_differences([np.array([1.0])])
+    assert single.difference == 1 and math.isnan(single.low)
+    with pytest.raises(ValueError, match="same items"):
+        paired_difference([[1], [0]], [[1]])
+    with pytest.raises(ValueError, match="as many samples"):
+        paired_difference([[1, 1], [0]], [[1], [0]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    strategies.lists(
+        strategies.tuples(*[strategies.lists(strategies.integers(0, 1), min_size=2, max_size=2)] * 2),
+        min_size=2,
+        max_size=25,
+    )
+)
+def test_properties_of_a_difference(rows):
+    a, b = [row[0] for row in rows], [row[1] for row in rows]
+    one, other = paired_difference(a, b), paired_difference(b, a)
+    assert one.difference == pytest.approx(-other.difference) and one.p_value == pytest.approx(other.p_value)
+    assert (one.low, one.high) == (pytest.approx(-other.high), pytest.approx(-other.low))
+    assert one.low <= one.difference <= one.high and 0 < one.p_value <= 1
+    assert one.difference == pytest.approx(mean_of_items(a).mean - mean_of_items(b).mean)
+    order = list(reversed(range(len(rows))))
+    shuffled = paired_difference([a[i] for i in order], [b[i] for i in order])
+    assert shuffled.p_value == pytest.approx(one.p_value) and shuffled.se == pytest.approx(one.se)
+
+
+def test_holm_is_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    values = [0.01, 0.04, 0.03, 0.005, 0.9]
+    # sorted .005, .01, .03, .04, .9 times 5, 4, 3, 2, 1: .025, .04, .09, .08 -> .09, .9
+    assert holm(values) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.9])
+    assert holm(values) == pytest.approx(multipletests(values, method="holm")[1])
+    with_gap = holm([0.02, float("nan"), 0.03])
+    assert with_gap[0] == pytest.approx(0.04) and math.isnan(with_gap[1]) and with_gap[2] == pytest.approx(0.04)
+
+
+# --- Seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_two_levels_by_hand():
+    # rows (seeds) 0,1 / 1,1: mean .75; seed means .5, 1; item means .5, 1; rest +-.25
+    # MS_seeds = 2 * .125 = .25, MS_items = .25, MS_rest = 4 * .0625 / 1 = .25: total .25, se = sqrt(.25/4)
+    found = two_level_mean(np.array([[0, 1], [1, 1]]))
+    assert (found.mean, found.se) == (0.75, pytest.approx(0.25))
+    assert (found.se_seeds, found.se_items) == (pytest.approx(0.25), pytest.approx(0.25))
+    for bad in (np.ones((1, 5)), np.ones((5, 1)), np.full((2, 2), np.nan)):
+        with pytest.raises(ValueError, match="two seeds"):
+            two_level_mean(bad)
+
+
+def test_two_levels_cover_new_seeds_and_new_items():
+    """Both levels drawn anew: about 95 % hold the truth, while intervals of one level alone do not."""
+    rng, held, items_only = np.random.default_rng(0), 0, 0
+    for _ in range(2000):
+        values = 0.5 + rng.normal(0, 0.03, size=(5, 1)) + rng.normal(0, 0.1, size=(1, 60)) + rng.normal(0, 0.2, (5, 60))
+        found = two_level_mean(values)
+        held += found.low <= 0.5 <= found.high
+        items_only += abs(found.mean - 0.5) <= 1.96 * found.se_items
+    assert 0.93 <= held / 2000 <= 0.985, held / 2000
+    assert items_only / 2000 < 0.92
+
+
+# --- Planning ---------------------------------------------------------------------------------------------------------
+
+
+def test_planning_by_hand():
+    # (1.96 + .8416) * .05 = .1401
+    assert detectable_difference(0.05**2) == pytest.approx(0.14008, abs=1e-5)
+    # variance .4 an item, 5 points: .4 * (2.8016/.05)^2 = 1255.8
+    assert items_to_resolve(0.05, 0.4) == 1256 and items_to_resolve(0, 0.4) is None
+    # 1.96^2 * .02 / .1^2 = 7.68: K = 8 and no less
+    assert samples_to_settle(0.1, 0.02) == 8 and samples_to_settle(0.0, 0.02) is None
+    assert stats.Z95 * math.sqrt(0.02 / 8) < 0.1 < stats.Z95 * math.sqrt(0.02 / 7)
+    assert samples_to_settle(0.5, 0.02) == 1
+    # 30 items, 20 points: room 30 * (.2/2.8016)^2 - .05 = .1029; .3/.1029 = 2.9: three samples
+    assert samples_to_resolve(0.2, 0.05, 0.3, 30) == 3
+    assert samples_to_resolve(0.05, 0.05, 0.3, 30) is None  # more items are needed, however many samples
+
+
+def test_planning_is_statsmodels():
+    from statsmodels.stats.power import NormalIndPower, TTestPower
+
+    for difference, sd in ((0.02, 0.01), (0.01, 0.012), (0.03, 0.1)):
+        wanted = TTestPower().solve_power(effect_size=difference / sd, alpha=0.05, power=0.8)
+        assert seeds_to_resolve(difference, sd) == math.ceil(wanted)
+    assert seeds_to_resolve(0.02, 0) == 2 and seeds_to_resolve(0, 0.1) is None and seeds_to_resolve(1e-5, 1) is None
+    power = NormalIndPower(ddof=0).power(detectable_difference(0.05**2) / 0.05, nobs1=1, alpha=0.05, ratio=0)
+    assert power == pytest.approx(0.8, abs=1e-3)
+
+
+def test_components_of_a_difference():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.2, 0.8, size=(4000, 1))
+    q = np.clip(p - 0.1 + rng.normal(0, 0.1, size=p.shape), 0.05, 0.95)
+    a, b = (rng.binomial(1, chance, size=(4000, 6)) for chance in (p, q))
+    between, within = difference_components(a, b)
+    assert within == pytest.approx(float((p * (1 - p) + q * (1 - q)).mean()), rel=0.03)
+    assert between == pytest.approx(float((p - q).var()), rel=0.25)
+    with pytest.raises(ValueError, match="two samples"):
+        difference_components([[1], [0]], [[0], [1]])

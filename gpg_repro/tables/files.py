@@ -1,4 +1,4 @@
-"""The files a table or figure leaves: Markdown, CSV, HTML, PNG under ``results/{tables,figures}/<scale>/``."""
+"""The files a table or figure leaves: Markdown, CSV, HTML, PNG and SVG under ``results/{tables,figures}/<scale>/``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from eval_harness import style
 from gpg_repro.paths import results as default_results
 
 Section = tuple[str | None, pd.DataFrame]
@@ -61,10 +62,8 @@ def write_report(
 
 
 def save_figure(figure: Figure, stem: str, scale: str, results: Path | None = None) -> Figure:
-    """Write ``<stem>.png``; returns the figure, for a notebook to show."""
-    folder = (results or default_results()) / "figures" / scale
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{stem}.png", dpi=150)
+    """Write ``<stem>.png`` and ``.svg``; returns the figure, for a notebook to show."""
+    style.save_figure(figure, (results or default_results()) / "figures" / scale / stem)
     return figure
 
 

@@ -10,7 +10,7 @@ from scipy.stats import t as student_t
 
 from eval_harness import records
 from eval_harness.benchmarks import get_benchmark
-from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items, mean_of_strata
+from eval_harness.stats import Estimate, mean_of_differences, mean_of_estimates, mean_of_items, mean_of_strata
 from gpg_repro.tables.base import BASE, RULES, Column, RowRuns, Table
 from gpg_repro.tables.marks import by_item, by_seed, column_marks, samples, total_marks
 from gpg_repro.tables.settings import matching, unequal
@@ -138,10 +138,10 @@ def difference(
     """Difference of two rows' headline numbers on the same items: paired, so tighter than two intervals.
 
     Per item, marks of all samples and seeds are averaged and the other row's mean mark subtracted; then the columns (or
-    strata) are weighed as in the number itself. ``low`` and ``high`` are Student's t on the item differences: they
-    cover items, not training seeds. The differences of single seeds (seed k against seed k; an untrained base against
-    every seed) give ``seeds_low`` and ``seeds_high``, Student's t over seeds, from three seeds on; ``seed_min`` and
-    ``seed_max`` are the extremes.
+    strata) are weighed as in the number itself. ``low``, ``high`` and ``p_value`` are Student's t on the item
+    differences (``eval_harness.stats.mean_of_differences``): they cover items, not training seeds. The differences of
+    single seeds (seed k against seed k; an untrained base against every seed) give ``seeds_low`` and ``seeds_high``,
+    Student's t over seeds, from three seeds on; ``seed_min`` and ``seed_max`` are the extremes.
 
     Args:
         column: compare this column instead of the headline.
@@ -149,8 +149,8 @@ def difference(
 
     Returns:
         difference, low, high, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three seeds),
-        num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks the number,
-        or where the two were measured under different settings (``tables.settings.refusals`` says how).
+        p_value, num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks the
+        number, or where the two were measured under different settings (``tables.settings.refusals`` says how).
     """
     other = matching(mine, other)
     if unequal(table, mine, other, scale, column):
@@ -160,17 +160,15 @@ def difference(
     cells = [_cells(table, entry, scale, rule, column) for entry in (mine, other)]
     if None in cells or not seeds:
         return None
-    gain, variance, single, num_items = 0.0, 0.0, [0.0] * len(seeds), 0
+    gaps, weights, single = [], [], [0.0] * len(seeds)
     for name, (weight, a) in cells[0].items():
         b = cells[1][name][1]
-        gaps = (a.mean(axis=1) - b.mean(axis=1)).dropna()
-        gain += weight * gaps.mean()
-        variance += weight**2 * gaps.var(ddof=1) / len(gaps)
-        num_items += len(gaps)
+        gaps.append((a.mean(axis=1) - b.mean(axis=1)).dropna().to_numpy())
+        weights.append(weight)
         single = [s + weight * (a[k] - b[k if k in b else 0]).mean() for s, k in zip(single, seeds, strict=True)]
-    half = float(student_t.ppf(0.975, max(1, num_items - len(cells[0])))) * math.sqrt(variance)
+    found = mean_of_differences(gaps, weights=weights, permute=False)
     of_seeds = pd.Series(single, dtype=float)
-    result = {"difference": gain, "low": gain - half, "high": gain + half}
+    result = {"difference": found.difference, "low": found.low, "high": found.high}
     result |= {"seed_min": of_seeds.min(), "seed_max": of_seeds.max(), "seeds_low": None, "seeds_high": None}
     if len(seeds) >= MIN_SEEDS:
         half = float(student_t.ppf(0.975, len(seeds) - 1)) * of_seeds.std(ddof=1) / math.sqrt(len(seeds))
@@ -179,7 +177,8 @@ def difference(
     apart = percent["low"] > 0 or percent["high"] < 0  # false too where one item per stratum leaves no interval
     if percent["seeds_low"] is not None:
         apart = apart and not percent["seeds_low"] <= 0 <= percent["seeds_high"]
-    return {**percent, "num_items": num_items, "num_seeds": len(seeds), "apart": bool(apart)}
+    counts = {"p_value": found.t_p_value, "num_items": found.num_items, "num_seeds": len(seeds)}
+    return {**percent, **counts, "apart": bool(apart)}
 
 
 def verdict(apart: bool, num_seeds: int) -> str:
