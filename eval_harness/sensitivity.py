@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def measure(
     engine: str = "auto",
     overrides: Overrides | None = None,
     only: Sequence[str] = (),
+    shared: SharedEngine | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Sensitivity:
@@ -95,8 +97,8 @@ def measure(
         out: folder of the run folders; default ``results/runs/sensitivity-<model>-<hash of what was asked>``.
         overrides: as for ``evaluate``, without a system prompt: the same for every setting.
         only: names of system prompts (and ``none``) to take; the default setting is always there.
-        options: further arguments of :func:`eval_harness.runner.evaluate` but ``chat_template``, ``label`` and
-            ``shared``.
+        shared: an engine that other runs use, too; default: one for this grid.
+        options: further arguments of :func:`eval_harness.runner.evaluate` but ``chat_template`` and ``label``.
 
     Raises:
         UserError: see ``evaluate``; an unknown system prompt; ``overrides`` with one of its own.
@@ -125,7 +127,7 @@ def measure(
     digest = xxhash.xxh3_64(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
     folder = Path(out) if out is not None else DEFAULT_OUT / f"sensitivity-{label}-{digest}"
     folders = {}
-    with SharedEngine() as shared:
+    with nullcontext(shared) if shared else SharedEngine() as one_engine:
         for setting in kept:
             system = None if setting.system == NO_PROMPT else prompts[setting.system]
             folders[setting] = evaluate(
@@ -136,7 +138,7 @@ def measure(
                 overrides=replace(overrides, system_prompt=system),
                 chat_template=TEMPLATES[setting.template],
                 label=label,
-                shared=None if engine == "openai" else shared,  # a server takes no time to start
+                shared=None if engine == "openai" else one_engine,  # a server takes no time to start
                 progress=progress,
                 **options,
             )

@@ -395,7 +395,7 @@ def _permutation(
         return math.nan, "needs a generator"
     weighted = np.concatenate([w * part / len(part) for w, part in zip(weights, parts, strict=True)])
     weighted = weighted[weighted != 0]
-    if not len(weighted):
+    if len(weighted) < 2:  # a single one is as extreme with either sign
         return 1.0, "exact"
     found = scipy_stats.permutation_test(
         (weighted,), np.sum, permutation_type="samples", vectorized=True, n_resamples=resamples, batch=500, rng=rng

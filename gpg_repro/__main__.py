@@ -1,4 +1,4 @@
-"""``python -m gpg_repro recipes [NAME [key=value ...]] | train RECIPE [key=value ...] | evaluate RUN``."""
+"""``python -m gpg_repro recipes [NAME [key=value ...]] | train RECIPE [key=value ...] | evaluate RUN | ...``."""
 
 from __future__ import annotations
 
@@ -47,9 +47,39 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--tensor-parallel-size", type=int, metavar="N", help="vllm: GPUs that share one model")
     evaluate.add_argument("--data-root", type=Path, help="local copies of the data sets instead of the hub")
     evaluate.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
+    _add_sensitivity(
+        commands.add_parser("sensitivity", help="one model with and without chat template and system prompts, compared")
+    )
     _add_plan(commands.add_parser("plan", help="what a table or figure needs, what is done, what the rest would cost"))
     _add_launch(commands.add_parser("launch", help="train on many GPUs: print or run a strategy's accelerate command"))
     return parser
+
+
+def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
+    from gpg_repro.prompts import TRAINED_WITH
+
+    parser.add_argument(
+        "--model", required=True, help="checkpoint folder or hub id; the registry has settings for some"
+    )
+    parser.add_argument("--benchmarks", required=True, help="names, separated by commas")
+    parser.add_argument(
+        "--system",
+        default="",
+        metavar="A,B",
+        help=f"only these system prompts: {', '.join(TRAINED_WITH)} (default: all)",
+    )
+    parser.add_argument("--engine", default="auto", help="auto (default), vllm, transformers or openai")
+    parser.add_argument("--base-url", metavar="URL", help="openai: where the server answers")
+    parser.add_argument("--samples", metavar="auto|K|NAME=K,...", help="completions per item")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each benchmark or group")
+    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N")
+    parser.add_argument("--max-model-len", type=int, metavar="N")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="local copies of the data sets, not the hub")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the runs (default results/runs/sensitivity-…)"
+    )
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         commands = {"recipes": _recipes, "train": _train, "evaluate": _evaluate, "plan": _plan, "launch": _launch}
-        status = commands[args.command](args)
+        status = (commands | {"sensitivity": _sensitivity})[args.command](args)
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -172,6 +202,12 @@ def _plan(args: argparse.Namespace) -> int:
 
     print(plan_text.run(args))
     return 0
+
+
+def _sensitivity(args: argparse.Namespace) -> int:
+    from gpg_repro import controls
+
+    return controls.main(args)
 
 
 def _launch(args: argparse.Namespace) -> int:
