@@ -9,6 +9,7 @@ questions has more there. The bases' own pretraining is not tested by this: what
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class ExcessDrop:
     high: float
     """95 % interval: Student's t, paired on the items within each set, Welch-Satterthwaite over the two sets."""
     p_value: float
-    """Two-sided, of that t."""
+    """Two-sided, of that t; NaN where no item's marks differ between model and base."""
     num_items_old: int
     num_items_new: int
     num_samples: int
@@ -191,8 +192,8 @@ def table_of(drops: Sequence[ExcessDrop]) -> list[list[str]]:
                 f"{100 * drop.gain_old:+.1f}",
                 f"{100 * drop.gain_new:+.1f}",
                 f"{100 * drop.excess:+.1f} [{100 * drop.low:+.1f}, {100 * drop.high:+.1f}]",
-                f"{drop.p_value:.3f}",
-                f"{adjusted:.3f}",
+                "–" if math.isnan(drop.p_value) else f"{drop.p_value:.3f}",
+                "–" if math.isnan(adjusted) else f"{adjusted:.3f}",
                 drop.reading,
             ]
         )

@@ -121,10 +121,14 @@ def _sensitivity_layout(frame: pd.DataFrame) -> pd.DataFrame:
         if not line.is_default:
             gap = f"{100 * line.difference:+.1f} [{100 * line.difference_low:+.1f}, {100 * line.difference_high:+.1f}]"
         cells["difference"] = gap
-        cells["p (Holm)"] = "–" if line.is_default else f"{line.p_value:.3f} ({line.p_holm:.3f})"
+        cells["p (Holm)"] = "–" if line.is_default else _p_text(line.p_value, line.p_holm)
         cells["n"] = f"{line.num_items} × {line.num_samples // line.num_items}"
         cells["failed / cut / no answer"] = f"{line.failed} / {line.truncated} / {line.no_answer}"
     return pd.DataFrame(lines).T
+
+
+def _p_text(p_value: float, adjusted: float) -> str:
+    return "–" if pd.isna(p_value) else f"{p_value:.3f} ({adjusted:.3f})"
 
 
 def _sensitivity_text(frame: pd.DataFrame, shown: str) -> str:
@@ -139,7 +143,8 @@ def _sensitivity_text(frame: pd.DataFrame, shown: str) -> str:
         sentences.append(
             f"- **{model}**: {apart} of {len(others)} other settings differ from the default "
             f"({part['setting'].iloc[0]}) in {_title(shown)}; the largest difference is "
-            f"{100 * worst['difference']:+.1f} points [{100 * worst['difference_low']:+.1f}, {100 * worst['difference_high']:+.1f}] ({worst['setting']}), "
+            f"{100 * worst['difference']:+.1f} points [{100 * worst['difference_low']:+.1f}, "
+            f"{100 * worst['difference_high']:+.1f}] ({worst['setting']}), "
             f"{worst['num_items']} items."
         )
     return "\n".join(sentences)
@@ -242,7 +247,7 @@ def tiny_contamination(
         f"Scale {scale}: models of under 2 M parameters on generated questions. A miniature of the check; nothing here "
         "stands for a benchmark.",
         "Seen: questions of the train split that the training set holds; held out: the suites' test sets; drawn "
-        f"afresh: test-split questions of another seed ({FRESH_SEED}), less those that are among the held-out ones. All "
+        f"afresh: test-split questions of another seed ({FRESH_SEED}), less those among the held-out ones. All "
         "three have the same generators and levels.",
         *_shared_notes(),
     ]
@@ -320,7 +325,7 @@ def _drops_layout(drops: Sequence[ExcessDrop]) -> pd.DataFrame:
             "gain on old": f"{100 * d.gain_old:+.1f}",
             "gain on new": f"{100 * d.gain_new:+.1f}",
             "excess drop [95 %]": f"{100 * d.excess:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]",
-            "p (Holm)": f"{d.p_value:.3f} ({p:.3f})",
+            "p (Holm)": _p_text(d.p_value, p),
             "reading": d.reading,
         }
         for d, p in zip(drops, adjusted, strict=True)
