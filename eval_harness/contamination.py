@@ -39,7 +39,12 @@ class ExcessDrop:
     drop: float
     base_drop: float
     gain_old: float
+    gain_old_low: float
+    gain_old_high: float
     gain_new: float
+    gain_new_low: float
+    gain_new_high: float
+    """Gains over the base with 95 % intervals, paired on the items."""
     excess: float
     low: float
     high: float
@@ -70,13 +75,12 @@ def excess_drop(old: Mapping[str, tuple[Marks, Marks]], new: Mapping[str, tuple[
     Raises:
         ValueError: other items or numbers of samples on one set, or fewer than two items.
     """
-    sets, gaps, weights = [*old.values(), *new.values()], [], []
-    for side, sign in ((old, 1.0), (new, -1.0)):
-        gaps += [item_differences(mine, base) for mine, base in side.values()]
-        weights += [sign / len(side)] * len(side)
-    if min(map(len, gaps)) < 2:
+    gaps = [[item_differences(mine, base) for mine, base in side.values()] for side in (old, new)]
+    if min(len(gap) for side in gaps for gap in side) < 2:
         raise ValueError("a difference in differences needs two items of each set")
-    found = mean_of_differences(gaps, weights=weights, permute=False)
+    gains = [mean_of_differences(side, permute=False) for side in gaps]
+    weights = [sign / len(side) for side, sign in zip(gaps, (1.0, -1.0), strict=True) for _ in side]
+    found = mean_of_differences([*gaps[0], *gaps[1]], weights=weights, permute=False)
 
     def mean(side: Mapping[str, tuple[Marks, Marks]], which: int) -> float:
         return sum(mean_of_items(marks[which]).mean for marks in side.values()) / len(side)
@@ -86,15 +90,19 @@ def excess_drop(old: Mapping[str, tuple[Marks, Marks]], new: Mapping[str, tuple[
         "+".join(new),
         drop=mean(old, 0) - mean(new, 0),
         base_drop=mean(old, 1) - mean(new, 1),
-        gain_old=mean(old, 0) - mean(old, 1),
-        gain_new=mean(new, 0) - mean(new, 1),
+        gain_old=gains[0].difference,
+        gain_old_low=gains[0].low,
+        gain_old_high=gains[0].high,
+        gain_new=gains[1].difference,
+        gain_new_low=gains[1].low,
+        gain_new_high=gains[1].high,
         excess=found.difference,
         low=found.low,
         high=found.high,
         p_value=found.t_p_value,
-        num_items_old=sum(map(len, gaps[: len(old)])),
-        num_items_new=sum(map(len, gaps[len(old) :])),
-        num_samples=sum(len(of_item) for mine, _ in sets for of_item in mine),
+        num_items_old=gains[0].num_items,
+        num_items_new=gains[1].num_items,
+        num_samples=sum(len(of_item) for side in (old, new) for mine, _ in side.values() for of_item in mine),
     )
 
 
@@ -181,7 +189,16 @@ def _finished(folder: Path) -> RunRecord:
 
 def table_of(drops: Sequence[ExcessDrop]) -> list[list[str]]:
     """The drops as people read them, heading first; percentage points."""
-    head = ["old set", "new set", "items", "gain over the base: old", "new", "excess drop [95 %]", "p", "p (Holm)"]
+    head = [
+        "old set",
+        "new set",
+        "items",
+        "gain on old [95 %]",
+        "gain on new [95 %]",
+        "excess drop [95 %]",
+        "p",
+        "p (Holm)",
+    ]
     rows = [[*head, "reading"]]
     for drop, adjusted in zip(drops, holm([d.p_value for d in drops]), strict=True):
         rows.append(
@@ -189,15 +206,20 @@ def table_of(drops: Sequence[ExcessDrop]) -> list[list[str]]:
                 titles(drop.old),
                 titles(drop.new),
                 f"{drop.num_items_old} / {drop.num_items_new}",
-                f"{100 * drop.gain_old:+.1f}",
-                f"{100 * drop.gain_new:+.1f}",
-                f"{100 * drop.excess:+.1f} [{100 * drop.low:+.1f}, {100 * drop.high:+.1f}]",
+                points(drop.gain_old, drop.gain_old_low, drop.gain_old_high),
+                points(drop.gain_new, drop.gain_new_low, drop.gain_new_high),
+                points(drop.excess, drop.low, drop.high),
                 "–" if math.isnan(drop.p_value) else f"{drop.p_value:.3f}",
                 "–" if math.isnan(adjusted) else f"{adjusted:.3f}",
                 drop.reading,
             ]
         )
     return rows
+
+
+def points(value: float, low: float, high: float) -> str:
+    """``+3.2 [-1.0, +7.4]``, of fractions."""
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def titles(sets: str) -> str:

@@ -64,11 +64,14 @@ def contamination_figure(labels: Sequence[str], frame: pd.DataFrame, title: str)
         1, 2, figsize=(11.5, 0.6 * len(frame) + 2.2), sharey=True, layout="constrained"
     )
     for y, line in zip(range(len(frame), 0, -1), frame.itertuples(), strict=True):
-        left.plot([100 * line.gain_old, 100 * line.gain_new], [y, y], color=GRPO_GRAY, lw=1.2)
-        left.plot(100 * line.gain_old, y, "s", color=GRPO_GRAY, ms=8)
-        left.plot(100 * line.gain_new, y, "o", color=GPG_BLUE, ms=8)
+        for shift, color, marker, gain in ((0.14, GRPO_GRAY, "s", "gain_old"), (-0.14, GPG_BLUE, "o", "gain_new")):
+            low, value, high = (100 * getattr(line, gain + end) for end in ("_low", "", "_high"))
+            left.plot([low, high], [y + shift] * 2, color=color, alpha=INTERVAL_ALPHA, lw=2.5)
+            left.plot(value, y + shift, marker, color=color, ms=8)
         right.plot([100 * line.low, 100 * line.high], [y, y], color=GPG_BLUE, alpha=INTERVAL_ALPHA, lw=2.5)
-        right.plot(100 * line.excess, y, "o", color=GPG_BLUE, ms=8, mfc=GPG_BLUE if line.low > 0 else "white")
+        right.plot(
+            100 * line.excess, y, "o", color=GPG_BLUE, ms=8, mfc="white" if line.low <= 0 <= line.high else GPG_BLUE
+        )
         right.annotate(f"{line.num_items_old} / {line.num_items_new} items", (100 * line.excess, y), (0, 9),
                        textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
     left.plot([], [], "s", color=GRPO_GRAY, ls="", label="on old questions")

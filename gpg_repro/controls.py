@@ -19,7 +19,15 @@ from matplotlib.figure import Figure
 from eval_harness import records, released
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.checkpoints import get_checkpoint, load_checkpoints
-from eval_harness.contamination import REAL_SETS, ExcessDrop, as_rows, compare_drops, excess_drop, read_marks
+from eval_harness.contamination import (
+    REAL_SETS,
+    ExcessDrop,
+    as_rows,
+    compare_drops,
+    excess_drop,
+    points,
+    read_marks,
+)
 from eval_harness.engines import EngineError, resolve_engine
 from eval_harness.engines.shared import SharedEngine
 from eval_harness.errors import UserError
@@ -117,10 +125,8 @@ def _sensitivity_layout(frame: pd.DataFrame) -> pd.DataFrame:
         cells[_title(line.benchmark)] = f"{100 * line.mean:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]"
         if line.benchmark != last:
             continue
-        gap = "–"
-        if not line.is_default:
-            gap = f"{100 * line.difference:+.1f} [{100 * line.difference_low:+.1f}, {100 * line.difference_high:+.1f}]"
-        cells["difference"] = gap
+        shown = points(line.difference, line.difference_low, line.difference_high) if not line.is_default else "–"
+        cells["difference"] = shown
         cells["p (Holm)"] = "–" if line.is_default else _p_text(line.p_value, line.p_holm)
         cells["n"] = f"{line.num_items} × {line.num_samples // line.num_items}"
         cells["failed / cut / no answer"] = f"{line.failed} / {line.truncated} / {line.no_answer}"
@@ -322,9 +328,9 @@ def _drops_layout(drops: Sequence[ExcessDrop]) -> pd.DataFrame:
             "items": f"{d.num_items_old} / {d.num_items_new}",
             "model's drop": f"{100 * d.drop:+.1f}",
             "base's drop": f"{100 * d.base_drop:+.1f}",
-            "gain on old": f"{100 * d.gain_old:+.1f}",
-            "gain on new": f"{100 * d.gain_new:+.1f}",
-            "excess drop [95 %]": f"{100 * d.excess:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]",
+            "gain on old [95 %]": points(d.gain_old, d.gain_old_low, d.gain_old_high),
+            "gain on new [95 %]": points(d.gain_new, d.gain_new_low, d.gain_new_high),
+            "excess drop [95 %]": points(d.excess, d.low, d.high),
             "p (Holm)": _p_text(d.p_value, p),
             "reading": d.reading,
         }
