@@ -29,6 +29,7 @@ from gpg_repro.counts import (
     rounded,
     rounded_twice,
     share_attainable,
+    shown,
     variance_of_mean,
 )
 from gpg_repro.published import SOURCES, PrintedRow, printed_rows, published_facts
@@ -265,6 +266,11 @@ def test_the_verdict_is_that_of_trying_every_count(items, tenths):
     if verdict == "none" and any(cut(e, 1) == wanted for e in everything):
         verdict = "cut"
     assert attainability(wanted, items) == verdict
+
+
+def test_numbers_are_shown_half_up():
+    assert shown(46.65, 1) == "46.7" and shown(-2.125, 2, sign=True) == "−2.13" and shown(55, 2) == "55.00"
+    assert shown(None, 1) == "–" and shown(True, 1) == "True" and shown(0.0, 1, sign=True) == "+0.0"
 
 
 def test_small_helpers():

@@ -196,7 +196,7 @@ class Audit:
         sections = [
             *((f"{name}: {meaning}", self.findings_layout(name)) for name, meaning in SEVERITIES.items()),
             ("Printed differences", self.readings_layout()),
-            ("Trend with the group size", self.trends_layout()),
+            ("Trends", self.trends_layout()),
             ("Numbers and states of the code", self.dated_layout()),
             ("What the test of single scores can see", self.power_layout()),
             ("Which set the scores fit", self.sets_layout()),
