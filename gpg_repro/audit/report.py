@@ -238,9 +238,9 @@ class Audit:
             len(tally[name]) for name in (OUTSIDE, INSIDE, NO_INTERVAL, NOT_COMPARABLE, NOT_PRINTED)
         )
         text = (
-            f"Of {len(self.readings)} differences read, {apart} have a 95 % interval (implied by item counts, unpaired) "
-            f"that leaves out zero, {within} one that holds it, {without} are of means of IoUs and have none, {across} "
-            f"are between different sets or meet a row that contradicts itself, {dashes} meet a dash. "
+            f"Of {len(self.readings)} differences read, {apart} have a 95 % interval (implied by item counts, "
+            f"unpaired) that leaves out zero, {within} one that holds it, {without} are of means of IoUs and have "
+            f"none, {across} are between different sets or meet a row that contradicts itself, {dashes} meet a dash. "
             f"{sum(one.holds for one in stated)} of the {len(stated)} differences that the text states follow from the "
             "printed numbers."
         )
