@@ -19,11 +19,11 @@ import pandas as pd
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.errors import UserError
 from eval_harness.stats import Z95, wilson
+from eval_harness.style import BASE_BLACK, GPG_BLUE, GPG_LIGHT, GRPO_GRAY, SFT_GOLD
 from gpg_repro.figure_plots import Bar, Look, Panel, bars_figure
 from gpg_repro.figures import FigureReport
 from gpg_repro.figures.base import scale_note
 from gpg_repro.paths import results as default_results
-from gpg_repro.plots import BASE_BLACK, GPG_BLUE, GPG_LIGHT, GRPO_GRAY, SFT_GOLD
 from gpg_repro.published import published_table
 from gpg_repro.tables import get_table
 from gpg_repro.tables import runs as table_runs
@@ -104,7 +104,7 @@ def build_figure(
     results: Path | None = None,
     progress: bool = True,
 ) -> Figure1:
-    """Draw the figure and write ``figure1.{png,md,csv,html}``.
+    """Draw the figure and write ``figure1.{png,svg,md,csv,html}``.
 
     Args:
         seeds: 0 takes the committed records of Tables 4 to 8 (those of scale tiny where this scale has none) and trains
