@@ -225,7 +225,7 @@ def _headings(browser, table: int = 0) -> list:
 
 def _click(browser, element) -> None:
     """A real click, with the element clear of the rows' names that stay in sight."""
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", element)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'})", element)
     element.click()
 
 
@@ -288,7 +288,7 @@ def _cell(browser, row: str, heading: str):
         const headings = [...table.querySelectorAll("button.sort")].map(b => b.textContent.trim());
         const row = [...table.tBodies[0].rows].find(r => r.cells[0].textContent.trim() === arguments[0]);
         const cell = row.cells[headings.indexOf(arguments[1])];
-        cell.scrollIntoView({block: "center", inline: "center"});
+        cell.scrollIntoView({block: "center", inline: "center", behavior: "instant"});
         return cell;
         """,
         row,
@@ -364,7 +364,7 @@ def test_light_and_dark(size, base, browser):
         _open(browser, base, "notebooks/table_03.html", size, scheme)
         background, ink = (sum(browser.execute_script(script)) / 3 for script in (_BACKGROUND, _INK))
         assert (background > 200 > 100 > ink) if scheme == "light" else (background < 60 < 150 < ink), (scheme, ink)
-        browser.execute_script("document.querySelector('#the-table').scrollIntoView()")
+        browser.execute_script("document.querySelector('#the-table').scrollIntoView({behavior: 'instant'})")
         _shoot(browser, f"{name}_{scheme}_table")
     _open(browser, base, "notebooks/figure_2.html", size, "dark")
     _shoot(browser, f"{name}_dark_figure")
