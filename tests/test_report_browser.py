@@ -225,7 +225,8 @@ def _headings(browser, table: int = 0) -> list:
 
 def _click(browser, element) -> None:
     """A real click, with the element clear of the rows' names that stay in sight."""
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'})", element)
+    where = "{block: 'center', inline: 'center', behavior: 'instant'}"
+    browser.execute_script(f"arguments[0].scrollIntoView({where})", element)
     element.click()
 
 

@@ -35,11 +35,11 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
     """One line per rule, row and column (the table's columns, then ``average`` or ``total``), seeds pooled.
 
     Marks of all seeds are the samples of an item, so the interval is over items (clustered), not over training seeds;
-    ``seed_low`` and ``seed_high`` are the smallest and largest score of a single seed. A column that a row was not
+    ``seeds`` are the scores of the single seeds, ``seed_low`` and ``seed_high`` the extremes. A column that a row was not
     measured on has no line; an average needs every column that the paper has.
 
     Returns:
-        Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seed_low,
+        Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seeds, seed_low,
         seed_high, failed, engine, code (commits) and runs (ids, separated by blanks).
     """
     lines = []
@@ -59,13 +59,24 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
                         "label": entry.row.label_at(scale),
                         "column": name,
                         **estimate.as_dict(),
+                        "seeds": tuple(per_seed),
                         "seed_low": min(per_seed),
                         "seed_high": max(per_seed),
                         **shared,
                         **_origin(entry, columns.get(name)),
                     }
                 )
-    names = ["rule", "row", "label", "column", *Estimate.__dataclass_fields__, "num_seeds", "seed_low", "seed_high"]
+    names = [
+        "rule",
+        "row",
+        "label",
+        "column",
+        *Estimate.__dataclass_fields__,
+        "num_seeds",
+        "seeds",
+        "seed_low",
+        "seed_high",
+    ]
     return pd.DataFrame(lines, columns=[*names, "failed", "engine", "code", "runs"])
 
 
@@ -157,14 +168,14 @@ def difference(
     strata) are weighed as in the number itself. ``low``, ``high`` and ``p_value`` are Student's t on the item
     differences (``eval_harness.stats.mean_of_differences``): they cover items, not training seeds. The differences of
     single seeds (seed k against seed k; an untrained base against every seed) give ``seeds_low`` and ``seeds_high``,
-    Student's t over seeds, from three seeds on; ``seed_min`` and ``seed_max`` are the extremes.
+    Student's t over seeds, from three seeds on; ``seeds`` are they, ``seed_min`` and ``seed_max`` the extremes.
 
     Args:
         column: compare this column instead of the headline.
         other: the base row stands for the base under the settings of ``mine``, where that was measured.
 
     Returns:
-        difference, low, high, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three seeds),
+        difference, low, high, seeds, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three seeds),
         p_value, num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks the
         number, or where the two were measured under different settings (``tables.settings.refusals`` says how).
     """
@@ -202,6 +213,7 @@ def _difference(
         half = float(student_t.ppf(0.975, len(seeds) - 1)) * of_seeds.std(ddof=1) / math.sqrt(len(seeds))
         result |= {"seeds_low": of_seeds.mean() - half, "seeds_high": of_seeds.mean() + half}
     percent = {key: None if value is None else 100 * value for key, value in result.items()}
+    percent["seeds"] = tuple(100 * value for value in single)
     apart = percent["low"] > 0 or percent["high"] < 0  # false too where one item per stratum leaves no interval
     if percent["seeds_low"] is not None:
         apart = apart and not percent["seeds_low"] <= 0 <= percent["seeds_high"]
