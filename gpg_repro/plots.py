@@ -258,7 +258,7 @@ def differences_figure(table: Table, scale: str, ours: pd.DataFrame, origin: str
         right.plot([], [], color=GRPO_GRAY, alpha=0.7, lw=1.5, label="95 % over training seeds")
     right.plot([], [], "o", color=GPG_BLUE, ls="", label="told apart" if seeds > 2 else "told apart (items alone)")
     right.plot([], [], "o", color=GPG_BLUE, mfc="white", ls="", label="not told apart")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False, fontsize=9)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncol=5, frameon=False, fontsize=9)
     labels = {f"{names[a].label_at(scale)}\n− {names[b].label_at(scale)}": y for (a, b), y in positions.items()}
     _pair_labels(right, labels)
     for axis in axes.flat:

@@ -35,12 +35,12 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
     """One line per rule, row and column (the table's columns, then ``average`` or ``total``), seeds pooled.
 
     Marks of all seeds are the samples of an item, so the interval is over items (clustered), not over training seeds;
-    ``seeds`` are the scores of the single seeds, ``seed_low`` and ``seed_high`` the extremes. A column that a row was not
-    measured on has no line; an average needs every column that the paper has.
+    ``seeds`` are the scores of the single seeds, ``seed_low`` and ``seed_high`` the extremes. A column that a row was
+    not measured on has no line; an average needs every column that the paper has.
 
     Returns:
-        Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seeds, seed_low,
-        seed_high, failed, engine, code (commits) and runs (ids, separated by blanks).
+        Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seeds,
+        seed_low, seed_high, failed, engine, code (commits) and runs (ids, separated by blanks).
     """
     lines = []
     for rule in RULES:
@@ -175,9 +175,9 @@ def difference(
         other: the base row stands for the base under the settings of ``mine``, where that was measured.
 
     Returns:
-        difference, low, high, seeds, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three seeds),
-        p_value, num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks the
-        number, or where the two were measured under different settings (``tables.settings.refusals`` says how).
+        difference, low, high, seeds, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three
+        seeds), p_value, num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks
+        the number, or where the two were measured under different settings (``tables.settings.refusals`` says how).
     """
     return _difference(table, mine, other, scale, column, lambda row: _cells(table, row, scale, rule, column))
 
