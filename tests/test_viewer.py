@@ -169,8 +169,8 @@ def test_a_run_beside_itself_has_two_names(six):
     ("text", "seen"),
     [
         ("plain\n\ttext √2 漢 é", "plain\n\ttext √2 漢 é"),
-        ("a\0b\x1b[31m\x7f", "a␀b␛[31m␡"),
-        ("a\r\nb\rc", "a\nb␍c"),
+        ("a\0b\x1b[31m\x7f", "a⟨U+0000⟩b⟨U+001B⟩[31m⟨U+007F⟩"),
+        ("a\r\nb\rc", "a\nb⟨U+000D⟩c"),
         ("1\u202e2\u2066\u200b\ufeff", "1⟨U+202E⟩2⟨U+2066⟩⟨U+200B⟩⟨U+FEFF⟩"),
         ("\ud800 \u2028 \x85", "⟨U+D800⟩ ⟨U+2028⟩ ⟨U+0085⟩"),
         ("👩\u200d🔬", "👩\u200d🔬"),
