@@ -32,13 +32,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import seaborn as sns
 
+from eval_harness.style import EASY_GREEN, GPG_BLUE, GRPO_GRAY, HARD_RED, use_style
+
 WORKERS = (8, 16, 32, 64, 128, 256, 512)
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of valid groups of the third panel."""
 THRESHOLD, ALL_VALID, OWN = "beta_th = 0.6", "every group valid", "every group valid, each worker on its own"
 LARGER = "every group valid, larger draws"
 """The rival at its best: the smallest draw that alone suffices in 95 % of the steps."""
-COLORS = {THRESHOLD: "#2563ab", ALL_VALID: "#8a8a8a", OWN: "#b5483a", LARGER: "#2a9d6f"}
+COLORS = {THRESHOLD: GPG_BLUE, ALL_VALID: GRPO_GRAY, OWN: HARD_RED, LARGER: EASY_GREEN}
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def simulated_ratios(frame: pd.DataFrame, key: str, way: str, column: str) -> pd
 
 def draw(ratios: dict[str, list[float]], by_workers: pd.DataFrame, by_share: pd.DataFrame, facts: str) -> plt.Figure:
     """Measured ratios left, simulated step time by workers, simulated ratios by the share of valid groups."""
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 6), layout="constrained")
     for place, (value, low, high) in enumerate(ratios.values()):
         left.bar(place, value, color=COLORS[THRESHOLD], width=0.6)

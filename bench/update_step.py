@@ -21,13 +21,12 @@ from typing import Any
 
 import _paired as paired
 import matplotlib.pyplot as plt
-import seaborn as sns
 import torch
 import vision_update as vision
 from _paired import Case, Workload
 from matplotlib.axes import Axes
 
-from gpg_repro.plots import BAND, GPG_BLUE, GPG_LIGHT, GRPO_GRAY
+from eval_harness.style import BAND, GPG_BLUE, GPG_LIGHT, GRPO_GRAY, use_style
 
 ALPHAS = (1.0, 4 / 3, 2.0, 4.0)
 TARGETS = {"alpha 1": 1.01, "alpha 1.33": 0.78, "alpha 2": 0.53, "alpha 4": 0.28, "ragged": 0.42, "whole step": 0.72}
@@ -276,7 +275,7 @@ def draw_parts(line: dict[str, Any]) -> plt.Figure:
 def _panels(line: dict[str, Any], height: float) -> tuple[plt.Figure, dict[str, Axes]]:
     """An axis for each kind of model in the line."""
     kinds = [kind for kind in PANELS if f"{kind} {SHAPES[0].name}" in line["sharing"]]
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     size = (6.5 * len(kinds), height)
     figure, axes = plt.subplots(1, len(kinds), figsize=size, layout="constrained", sharey=True, squeeze=False)
     return figure, dict(zip(kinds, axes[0], strict=True))

@@ -1,4 +1,4 @@
-"""``python -m eval_harness list | run | released | grade | verify | merge | import | export``."""
+"""``python -m eval_harness list | run | released | grade | verify | compare | contamination | merge | import | …``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_harness import released
+from eval_harness import contamination, released
 from eval_harness.errors import UserError
 from eval_harness.interop import commands as interop
 
@@ -93,9 +93,23 @@ def _parser() -> argparse.ArgumentParser:
     grade.add_argument("--output", required=True, type=Path, help="the rows with their marks")
 
     released.add_parser(commands)
+    contamination.add_parser(commands)
 
     verify = commands.add_parser("verify", help="grade a stored run again and compare")
     verify.add_argument("run", type=Path)
+
+    compare = commands.add_parser("compare", help="paired difference of two stored runs, with interval and p-value")
+    compare.add_argument("run_a", help="run folder; several training seeds of one method separated by commas")
+    compare.add_argument("run_b", help="what is subtracted; as many runs, or one")
+    compare.add_argument("--benchmarks", help="only these, separated by commas (default: all that every run has)")
+    compare.add_argument("--rule", choices=("published", "strict"), default="published")
+    compare.add_argument("--seed", type=int, help="of the generator behind bootstrap and permutations")
+    compare.add_argument(
+        "--resamples", type=int, default=9999, metavar="N", help="draws of bootstrap and permutations (default 9999)"
+    )
+    compare.add_argument(
+        "--out", type=Path, metavar="DIR", help="where table and plot go (default results/comparisons/...)"
+    )
 
     merge = commands.add_parser("merge", help="make one run of the shards in a folder")
     merge.add_argument("out", type=Path, help="--out of the shards")
@@ -110,8 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     from eval_harness.engines.base import EngineError
 
     try:
-        ours = {"list": _list, "run": _run, "grade": _grade, "verify": _verify, "merge": _merge}
-        return {**ours, "released": released.run, **interop.COMMANDS}[args.command](args)
+        ours = {"list": _list, "run": _run, "grade": _grade, "verify": _verify, "compare": _compare, "merge": _merge}
+        ours |= {"released": released.run, "contamination": contamination.run}
+        return {**ours, **interop.COMMANDS}[args.command](args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -302,6 +317,23 @@ def _verify(args: argparse.Namespace) -> int:
             + "".join(f"; {note}" for note in notes)
         )
     return 0 if all(row["reproduced"] for row in report.values()) else 1
+
+
+def _compare(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from eval_harness import compare as comparing
+
+    if args.resamples < 99:
+        raise UserError(f"--resamples {args.resamples}: expected at least 99 draws.")
+    a, b = comparing.open_side(args.run_a), comparing.open_side(args.run_b)
+    benchmarks = [name.strip() for name in args.benchmarks.split(",") if name.strip()] if args.benchmarks else None
+    rng = np.random.default_rng(comparing.SEED if args.seed is None else args.seed)
+    found = comparing.compare(a, b, rule=args.rule, benchmarks=benchmarks, rng=rng, resamples=args.resamples)
+    print(comparing.text(found))
+    files = comparing.write(found, args.out or comparing.default_folder(found))
+    print(f"\nwritten: {', '.join(map(str, files))}")
+    return 0
 
 
 if __name__ == "__main__":

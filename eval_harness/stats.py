@@ -254,9 +254,10 @@ class Difference:
     se: float
     low: float
     high: float
-    """95 % Student's t interval of the item differences, as of ``scipy.stats.ttest_rel`` on the item means."""
+    """95 % Student's t interval of the item differences, as of ``scipy.stats.ttest_rel`` on the item means. Where all
+    differences are alike it has no width; then what Wilson's interval leaves open for items not seen."""
     t_p_value: float
-    """Of that test."""
+    """Of that test; NaN where all differences are alike."""
     boot_low: float
     boot_high: float
     """95 % bootstrap interval over items (BCa); NaN where no generator was given."""
@@ -325,7 +326,7 @@ def mean_of_differences(
     Args:
         parts: item differences of each benchmark, from :func:`item_differences`.
         num_samples: samples behind each; None: one an item.
-        weights: of the benchmarks, summing to 1; None: all alike.
+        weights: of the benchmarks, summing to 1 (to 0 for a difference of differences); None: all alike.
         rng: see :func:`paired_difference`. Without one the p-value of several benchmarks is NaN.
         permute: False leaves the permutation test out (``p_value`` NaN), which costs most of the time.
 
@@ -349,8 +350,9 @@ def mean_of_differences(
         freedom = se**4 / sum(v**2 / (len(part) - 1) for v, part in zip(variances, parts, strict=True))
         half = _t95(freedom) * se
         t_p_value = float(2 * special.stdtr(freedom, -abs(difference) / se))
-    else:  # all item differences alike: scipy gives NaN where they are 0
-        half, t_p_value = 0.0, 1.0 if difference == 0 else 0.0
+    else:  # all items alike: no spread to go by, but at most so large a share of all items can be otherwise (Wilson)
+        half = sum(abs(w) * wilson(0, len(part))[1] for w, part in zip(weights, parts, strict=True))
+        t_p_value = math.nan  # as scipy's
     drawn = rng is not None and not math.isnan(se)
     boot = _bootstrap(parts, weights, se, rng, resamples) if drawn else (math.nan, math.nan)
     p_value, p_kind = _permutation(parts, weights, rng, resamples) if permute else (math.nan, "not made")
@@ -395,7 +397,7 @@ def _permutation(
         return math.nan, "needs a generator"
     weighted = np.concatenate([w * part / len(part) for w, part in zip(weights, parts, strict=True)])
     weighted = weighted[weighted != 0]
-    if not len(weighted):
+    if len(weighted) < 2:  # a single one is as extreme with either sign
         return 1.0, "exact"
     found = scipy_stats.permutation_test(
         (weighted,), np.sum, permutation_type="samples", vectorized=True, n_resamples=resamples, batch=500, rng=rng

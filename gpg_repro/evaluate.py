@@ -21,7 +21,7 @@ import xxhash
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from eval_harness import records
+from eval_harness import records, style
 from eval_harness.benchmarks import get_benchmark, prompts_hash
 from eval_harness.engines import resolve_engine
 from eval_harness.errors import UserError, unknown
@@ -444,11 +444,8 @@ def report(curve: Curve, results: Path | None = None) -> tuple[str, dict[str, Pa
     results = results or default_results()
     paths = write_report(curve.stem, heading, sections, notes, curve.scale, frame, results)
     figure = checkpoints_figure(frame[frame["rule"] == RULES[0]], heading)
-    folder = results / "figures" / curve.scale
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        paths[suffix] = folder / f"{curve.stem}.{suffix}"
-        figure.savefig(paths[suffix], dpi=150)
+    drawn = style.save_figure(figure, results / "figures" / curve.scale / curve.stem)
+    paths |= {path.suffix[1:]: path for path in drawn}
     text = [heading]
     for title, table in sections:
         text += [*([title] if title else []), table.to_markdown(disable_numparse=True)]

@@ -14,16 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from eval_harness.style import BAND, EASY_GREEN, GPG_BLUE, GRPO_GRAY, HARD_RED, use_style
 from gpg_repro.dynamics import Population, advantage_of_k, resampling, std_of_k, summary
-from gpg_repro.plots import BAND, EASY_GREEN, GPG_BLUE, GRPO_GRAY, HARD_RED, smoothed
+from gpg_repro.plots import smoothed
 
 F_NORM_NAMES = {"none": "1", "group": "group std", "batch": "batch std"}
 _PURPLE = "#8250a8"
 _BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
-
-
-def _theme() -> None:
-    sns.set_theme(style="whitegrid", context="notebook")
 
 
 def _finish(axes: Sequence[Axes]) -> None:
@@ -46,7 +43,7 @@ def correction_figure(gradients: np.ndarray, valid: Sequence[bool]) -> Figure:
         gradients: [B, 2] gradient of each group's loss; zero for invalid groups.
         valid: [B].
     """
-    _theme()
+    use_style()
     gradients, valid = np.asarray(gradients), np.asarray(valid, dtype=bool)
     num_groups, num_valid = len(valid), int(valid.sum())
     alpha, mean = num_groups / num_valid, gradients.mean(axis=0)
@@ -121,7 +118,7 @@ def population_figure(
         population, num_prompts, beta_th, max_draws, f_norm: the setting.
         quoted: ranges the paper's text quotes for `alpha` and `reward_std`, drawn as bands.
     """
-    _theme()
+    use_style()
     figure, axes = plt.subplots(2, 3, figsize=(14, 7.6), layout="constrained")
     (accuracies, groups, advantages), (alphas, spreads, draws) = axes
     num_generations, counts = population.num_generations, np.arange(population.num_generations + 1)
@@ -287,7 +284,7 @@ def runs_figure(
         num_generations: G of the runs.
         window: steps of the centred moving average.
     """
-    _theme()
+    use_style()
     figure, axes = plt.subplots(1, 4, figsize=(17, 4.6), layout="constrained")
     panels = (("reward", "sampled reward"), ("inverse_alpha", "share of valid groups, 1/α"), ("reward_std",) * 2)
     for axis, (column, title) in zip(axes, panels, strict=False):
@@ -330,7 +327,7 @@ def adamw_figure(study: pd.DataFrame, alphas: Sequence[float]) -> Figure:
         study: `dynamics.adamw_study(alphas)`.
         alphas: factor of each step.
     """
-    _theme()
+    use_style()
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.4), layout="constrained")
     lines = study[study["factor"] != "1"].reset_index(drop=True)
     for y, line in lines.iloc[::-1].reset_index(drop=True).iterrows():
@@ -371,7 +368,7 @@ def control_figure(
         caption: what the runs are, with their counts.
         window: steps of the centred moving average.
     """
-    _theme()
+    use_style()
     colors = {"age": (GPG_BLUE, "α = B/(B−M)"), "mean": (_PURPLE, "α = its run's mean"), "one": (GRPO_GRAY, "α = 1")}
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     panels = (("alpha_applied", "factor in the loss"), ("grad_norm", "gradient norm before clipping"))

@@ -12,12 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from eval_harness.style import (
+    BAND,
+    BASE_BLACK,
+    EASY_GREEN,
+    GPG_BLUE,
+    GPG_LIGHT,
+    GRPO_GRAY,
+    HARD_RED,
+    SFT_GOLD,
+    use_style,
+)
 from gpg_repro.tables.base import Table, published_scores, source_name
 from gpg_repro.tables.printed import implied_difference, implied_interval
 
-GPG_BLUE, GRPO_GRAY, BASE_BLACK = "#2563ab", "#8a8a8a", "#222222"
-EASY_GREEN, HARD_RED, BAND = "#2a9d6f", "#b5483a", "#f0c36d"
-GPG_LIGHT, SFT_GOLD = "#6aa5dc", "#c08a1e"
+SEED_SHIFT = 0.2
+"""How far above a mark its single seeds stand, in rows."""
 _RIVALS = ("grpo", "dr_grpo", "dapo", "rstar", "eurus", "oat", "orz", "simplerl")
 _UNTRAINED = ("base", "still3", "instruct", "no_template")
 
@@ -41,7 +51,7 @@ def table_figure(
 
     A table that shows both rules has the strict one as hollow marks below.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     published = published_scores(table)
     sets = [(name, frame) for name, frame in (("this run", measured), ("committed records", committed))
             if frame is not None and len(frame)]  # fmt: skip
@@ -67,6 +77,8 @@ def table_figure(
         of_rule = f", {rule} rule" if table.both_rules else ""
         face = "white" if rule == "strict" else "0.4"
         right.plot([], [], marker, color="0.4", mfc=face, label=_seeds(name, frame, of_rule), ls="")
+    if any((frame["num_seeds"] > 1).any() for _, frame in sets):
+        right.plot([], [], ".", color="0.4", ls="", label="single seeds")
     kind = "Measured here" if scale == "paper" else f"Miniature ({scale}, not comparable)"
     right.set(
         title=f"{kind}\n{_headline(table, scale)}, %",
@@ -89,7 +101,14 @@ def table_figure(
 def _mark(axis: Axes, cell: pd.Series, y: float, color: str, marker: str, hollow: bool) -> None:
     axis.plot([100 * cell["low"], 100 * cell["high"]], [y, y], color=color, alpha=0.45, lw=2.5)
     axis.plot(100 * cell["mean"], y, marker, color=color, mfc="white" if hollow else color, ms=7)
+    _single_seeds(axis, [100 * score for score in cell["seeds"]], y, color)
     _beside(axis, f"{100 * cell['mean']:.1f}", 100 * cell["high"], y)
+
+
+def _single_seeds(axis: Axes, values: Sequence[float], y: float, color: str) -> None:
+    """Small dots above the mark, one per training seed, where there are several."""
+    if len(values) > 1:
+        axis.plot(values, [y + SEED_SHIFT] * len(values), ".", color=color, alpha=0.75, ms=4.5)
 
 
 def _headline(table: Table, scale: str) -> str:
@@ -134,7 +153,7 @@ def columns_figure(table: Table, scale: str, ours: pd.DataFrame | None) -> Figur
     Args:
         ours: from ``tables.numbers.scores``; None or a row without lines: not measured.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     published, columns = published_scores(table), table.printed_columns
     rows = table.rows_at(scale)
     positions = {row.key: len(rows) - i for i, row in enumerate(rows)}
@@ -188,7 +207,7 @@ def differences_figure(table: Table, scale: str, ours: pd.DataFrame, origin: str
         ours: from ``tables.numbers.differences``.
         origin: where ``ours`` comes from.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     published, names = published_scores(table), {row.key: row for row in table.rows}
     found = {(line.row, line.against): line for line in ours.itertuples()}
     pairs = [pair for pair in table.comparisons if pair in found or set(pair) <= set(published.index)]
@@ -227,16 +246,19 @@ def differences_figure(table: Table, scale: str, ours: pd.DataFrame, origin: str
         right.plot(line.difference, y, "o", color=GPG_BLUE, ms=8, mfc=GPG_BLUE if line.apart else "white")
         if line.seeds_low is not None and not pd.isna(line.seeds_low):
             right.plot([line.seeds_low, line.seeds_high], [y - 0.22] * 2, color=GRPO_GRAY, alpha=0.7, lw=1.5)
+        _single_seeds(right, line.seeds, y, GPG_BLUE)
         _beside(right, f"{line.difference:+.1f}", line.high, y)
     kind = "Measured here" if scale == "paper" else f"Miniature ({scale}, not comparable)"
     seeds = int(ours["num_seeds"].max())
     right.set_title(f"{kind}, points\n{origin}, {seeds} training seed{'s' if seeds > 1 else ''}")
     right.plot([], [], color=GPG_BLUE, alpha=0.45, lw=2.5, label="95 % over items, paired")
+    if seeds > 1:
+        right.plot([], [], ".", color=GPG_BLUE, ls="", label="single seeds")
     if ours["seeds_low"].notna().any():
         right.plot([], [], color=GRPO_GRAY, alpha=0.7, lw=1.5, label="95 % over training seeds")
     right.plot([], [], "o", color=GPG_BLUE, ls="", label="told apart" if seeds > 2 else "told apart (items alone)")
     right.plot([], [], "o", color=GPG_BLUE, mfc="white", ls="", label="not told apart")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False, fontsize=9)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncol=5, frameon=False, fontsize=9)
     labels = {f"{names[a].label_at(scale)}\n− {names[b].label_at(scale)}": y for (a, b), y in positions.items()}
     _pair_labels(right, labels)
     for axis in axes.flat:
@@ -293,7 +315,7 @@ def training_figure(
         keys: label -> row key, for the colour.
         window: steps of the centred moving average.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     panels = (("reward", "sampled reward"), ("alpha", "α = B/(B−M)"), ("reward_std", "mean within-group reward std"))
     height = 4.1 if len(curves) == 1 else 2.7 * len(curves) + 0.6
     figure, axes = plt.subplots(len(curves), 3, figsize=(13, height), layout="constrained", squeeze=False)
@@ -358,7 +380,7 @@ def dynamics_figure(
         quoted: ranges the paper's text quotes for alpha and reward_std, drawn as bands.
         window: steps of the centred moving average.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.3), layout="constrained")
     lines = (
         (axes[0], "frac_easy", EASY_GREEN, "all right (easy)"),
@@ -395,7 +417,7 @@ def training_curves_figure(
         functions: reward functions, columns ``rewards/<name>``.
         window: steps of the centred moving average.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     both = tuple(curves)
     panels = [(f"loss of {method} (own scale)", "loss", (method,)) for method in both]
     panels += [("total reward", "reward", both), *((f"reward: {name}", f"rewards/{name}", both) for name in functions)]
@@ -442,7 +464,7 @@ def components_figure(frame: pd.DataFrame, passes: Mapping[str, tuple[float, flo
         frame: method x (block, component), cells "yes", "no" or "–".
         passes: method -> forward passes per completion with and without gradient, parameters held over the policy's.
     """
-    sns.set_theme(style="white", context="notebook")
+    use_style(grid=False)
     blocks = list(dict.fromkeys(top for top, _ in frame.columns))
     figure, axes = plt.subplots(
         1, 3, figsize=(15, 0.55 * len(frame) + 2.2), layout="constrained", width_ratios=[1, 1, 0.95], sharey=True
@@ -494,7 +516,7 @@ def multipliers_figure(
         ratios: rho = pi / pi_old.
         curves: method -> pull on log pi (minus the derivative of the loss) for advantage +1 and for -1.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.4), layout="constrained", sharex=True)
     looks = {
         "GPG": (GPG_BLUE, "-", 2.6),
@@ -522,7 +544,7 @@ def checkpoints_figure(frame: pd.DataFrame, title: str) -> Figure:
     Args:
         frame: one rule of ``gpg_repro.evaluate.scores``; step 0, where it is there, is drawn on as a dashed line.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     names = sorted(dict.fromkeys(frame["benchmark"]), key=lambda name: name != "mean")
     columns = min(3, len(names))
     rows = -(-len(names) // columns)

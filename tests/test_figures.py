@@ -99,6 +99,7 @@ def test_figure_2_states_what_the_records_say(committed):
     assert any("caption swaps" in note for note in report.notes)
     assert {p.suffix for p in (committed / "results" / "figures" / "tiny").iterdir()} == {
         ".png",
+        ".svg",
         ".md",
         ".csv",
         ".html",

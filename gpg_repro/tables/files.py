@@ -1,4 +1,4 @@
-"""The files a table or figure leaves: Markdown, CSV, HTML, PNG under ``results/{tables,figures}/<scale>/``."""
+"""The files a table or figure leaves: Markdown, CSV, HTML, PNG and SVG under ``results/{tables,figures}/<scale>/``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from eval_harness import style
 from gpg_repro.paths import results as default_results
+from gpg_repro.tables.shown import to_html
 
 Section = tuple[str | None, pd.DataFrame]
 """Heading (None: no heading of its own) and a frame laid out for reading."""
@@ -46,7 +48,7 @@ def write_report(
             markdown.append(f"## {title}")
             page.append(f"<h2>{html.escape(title)}</h2>")
         markdown.append(_flat_columns(frame).to_markdown(disable_numparse=True))
-        page.append(frame.to_html(justify="center", border=0))
+        page.append(to_html(frame))
     markdown.append("\n".join(f"- {note}" for note in notes))
     page.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
     paths["md"].write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
@@ -61,10 +63,8 @@ def write_report(
 
 
 def save_figure(figure: Figure, stem: str, scale: str, results: Path | None = None) -> Figure:
-    """Write ``<stem>.png``; returns the figure, for a notebook to show."""
-    folder = (results or default_results()) / "figures" / scale
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{stem}.png", dpi=150)
+    """Write ``<stem>.png`` and ``.svg``; returns the figure, for a notebook to show."""
+    style.save_figure(figure, (results or default_results()) / "figures" / scale / stem)
     return figure
 
 

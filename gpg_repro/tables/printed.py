@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from eval_harness.stats import Z95
+from eval_harness.stats import Z95, wilson
 from gpg_repro.counts import Counts, attainability, counts_behind, cut, decimal, rounded, share, variance_of_mean
 from gpg_repro.tables.base import Column, Table, published_scores
 
@@ -48,6 +48,23 @@ def implied_difference(
         return difference, None, None
     half = Z95 * math.hypot(*errors)
     return difference, difference - half, difference + half
+
+
+def implied_count(
+    percent: float, num_items: int, digits: int = 1
+) -> tuple[int, float, float] | tuple[None, None, None]:
+    """The count of right answers behind a printed percentage with its Wilson interval in percent, one sample per item.
+
+    Returns:
+        count (the middle one, where several print alike), low, high; None for each where no count of ``num_items``
+        gives the percentage.
+    """
+    counts = counts_behind(percent, num_items, digits).counts
+    if not counts:
+        return None, None, None
+    count = counts[len(counts) // 2]
+    low, high = wilson(count, num_items)
+    return count, 100 * low, 100 * high
 
 
 def arithmetic_notes(table: Table) -> list[str]:
