@@ -518,6 +518,13 @@ def _open_task(
     return task
 
 
+def _graders(job: _Job) -> AbstractContextManager[GradingPool]:
+    def start() -> GradingPool:
+        return GradingPool(deadline=DEADLINE_SECONDS).start()
+
+    return start() if job.shared is None else job.shared.graders(start)
+
+
 def _engine(job: _Job) -> AbstractContextManager[EngineProcess | EngineGroup | OpenAIEngine]:
     """The job's engine: one of its own, or the shared one."""
     if job.shared is None:
@@ -558,7 +565,7 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
     if job.progress and not (job.shared and job.shared.running):
         several = f"{len(job.places)} engines of " if len(job.places) > 1 else ""
         tqdm.write(f"Starting {several}{job.engine} with {record.model['name']} (log in {folder}) ...")
-    with GradingPool(deadline=DEADLINE_SECONDS).start() as pool, _engine(job) as process:
+    with _graders(job) as pool, _engine(job) as process:
         bars.update(_bars(tasks, pending, job.progress))
         session = provenance.of_session(job.settings, process.description, record.environment)
         earlier = record.provenance["sessions"]

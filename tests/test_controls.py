@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -34,9 +37,12 @@ SUITES = ["tiny_sums", "tiny_chains"]
 
 
 @pytest.fixture
-def engines_here(monkeypatch):
-    """Engines without processes; the list of what was started."""
+def engines_here(monkeypatch, grading_pool):
+    """Engines without processes and one grading pool for all runs; the list of the engines that were started."""
     started = []
+
+    one_pool = SimpleNamespace(start=lambda: nullcontext(grading_pool))
+    monkeypatch.setattr(runner, "GradingPool", lambda **_: one_pool)
 
     class Counted(EngineHere):
         def __init__(self, engine, settings, log, environment=None):

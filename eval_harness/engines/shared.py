@@ -1,10 +1,12 @@
-"""One engine for several runs of the same model: started by the first that has something to ask."""
+"""One engine and one pool of graders for several runs of a model: started by the first that has something to ask."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+
+Start = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class SharedEngine:
@@ -15,8 +17,10 @@ class SharedEngine:
     """
 
     def __init__(self) -> None:
+        self._open = contextlib.ExitStack()
         self._loaded: Any = None
         self._process: Any = None
+        self._graders: Any = None
 
     @property
     def running(self) -> bool:
@@ -24,7 +28,7 @@ class SharedEngine:
         return self._process is not None
 
     @contextlib.contextmanager
-    def lend(self, loaded: Any, start: Callable[[], Any]) -> Iterator[Any]:
+    def lend(self, loaded: Any, start: Start) -> Iterator[Any]:
         """The engine, started now unless it runs already; its start counts for the first run alone.
 
         Args:
@@ -35,17 +39,22 @@ class SharedEngine:
             ValueError: the running engine is loaded in another way.
         """
         if self._process is None:
-            self._process, self._loaded = start().__enter__(), loaded
+            self._process, self._loaded = self._open.enter_context(start()), loaded
         elif loaded != self._loaded:
             raise ValueError(f"a shared engine serves runs that load the model alike: {loaded} is not {self._loaded}")
         yield self._process
         self._process.start_seconds = 0.0
 
+    def graders(self, start: Start) -> contextlib.AbstractContextManager[Any]:
+        """The pool of graders, started now unless it runs already; it stays open after the block."""
+        if self._graders is None:
+            self._graders = self._open.enter_context(start())
+        return contextlib.nullcontext(self._graders)
+
     def close(self) -> None:
-        """End the engine, if it runs."""
-        process, self._process, self._loaded = self._process, None, None
-        if process is not None:
-            process.__exit__(None, None, None)
+        """End what runs."""
+        self._process = self._loaded = self._graders = None
+        self._open.close()
 
     def __enter__(self) -> SharedEngine:
         return self
