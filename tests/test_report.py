@@ -175,6 +175,11 @@ def mini(tmp_path_factory):
         "table_31",
         "import os\nimport gpg_repro\nimport pandas as pd\n"
         "print(gpg_repro.__file__, os.environ['GPG_RESULTS'], SCALE, SEEDS)\n"
+        "from pathlib import Path\n"
+        "folder = Path(os.environ['GPG_RESULTS']) / 'figures' / SCALE\n"
+        "folder.mkdir(parents=True)\n"
+        "for name in ('table31.csv', 'table31.html', 'viewer.html'):\n"
+        "    (folder / name).write_text('x')\n"
         f"pd.DataFrame({{'run': [{run_id!r}], 'x': ['5 [4, 6]']}})",
         title="Table 31 · one that works",
     )
@@ -217,6 +222,9 @@ def test_a_page_shows_outputs_parameters_and_links(mini):
     assert re.search(r'<td><a href="../runs.html#([^"]+)">\1</a></td>', page)
     assert "<mfrac><mn>1</mn><mn>2</mn></mfrac>" in page
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=.(https?:)?//", page)
+    assert sorted(path.name for path in (site.out / "files" / "table_31").iterdir()) == ["table31.csv", "viewer.html"]
+    assert 'href="../files/table_31/viewer.html">viewer.html' in page
+    assert 'href="../files/table_31/table31.csv" download>' in page
     assert "Show the source" in page and "scale tiny: a miniature" in page
     guide = _page(site, "docs/guide")
     assert 'href="../README.html"' in guide and re.search(r'href="(\.\./_downloads/[^"]+/data\.csv)"', guide)

@@ -111,7 +111,9 @@ def _shoot(browser, name: str) -> None:
 
 
 def _pages(site: Path) -> list[str]:
-    return sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if "_static" not in path.parts)
+    """The pages of the site itself."""
+    found = (path.relative_to(site) for path in site.rglob("*.html"))
+    return sorted(path.as_posix() for path in found if path.parts[0] not in ("_static", "files"))
 
 
 # --- Every page ------------------------------------------------------------------------------------------------------

@@ -160,9 +160,16 @@ def link_runs(markup: str, run_ids: Collection[str]) -> str:
 
 
 def _copy_files(entry: Executed, target: Path) -> list[Path]:
-    """The data and pictures a notebook left, for download; flat, since no two have one name."""
+    """What a notebook left, for readers; flat, since no two have one name.
+
+    Data and pictures, and pages of their own (a viewer), which have no data file of their name beside them.
+    """
     shutil.rmtree(target, ignore_errors=True)
-    found = sorted(path for path in entry.files.rglob("*") if path.suffix in _SHOWN_FILES and "runs" not in path.parts)
+    found = sorted(
+        path
+        for path in entry.files.rglob("*")
+        if path.suffix in _SHOWN_FILES or (path.suffix == ".html" and not path.with_suffix(".csv").exists())
+    )
     for path in found:
         target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / path.name)
@@ -181,14 +188,16 @@ def _banner(entry: Executed, files: Sequence[Path], about: NotebookContext) -> s
             " Shown from committed records; nothing was trained." if about.seeds == 0 else f" SEEDS = {about.seeds}."
         )
     parts.append(f"<p>{shown}</p>")
-    if files:
-        links = " · ".join(
-            f'<a href="../files/{quote(entry.name)}/{quote(path.name)}" download>{html.escape(path.name)}</a>'
-            for path in files
-        )
-        parts.append(
-            f"<details><summary>Data and pictures to download ({len(files)})</summary><p>{links}</p></details>"
-        )
+    links = {
+        path: f'<a href="../files/{quote(entry.name)}/{quote(path.name)}"'
+        f"{'' if path.suffix == '.html' else ' download'}>{html.escape(path.name)}</a>"
+        for path in files
+    }
+    if own := [link for path, link in links.items() if path.suffix == ".html"]:
+        parts.append(f"<p>To explore, as a page of its own: {' · '.join(own)}</p>")
+    if data := [link for path, link in links.items() if path.suffix != ".html"]:
+        heading = f"<summary>Data and pictures to download ({len(data)})</summary>"
+        parts.append(f"<details>{heading}<p>{' · '.join(data)}</p></details>")
     return f'<div class="about">{"".join(parts)}</div>'
 
 

@@ -260,6 +260,7 @@
   document.addEventListener("DOMContentLoaded", () => {
     document.body.append(tip);
     for (const table of document.querySelectorAll("article table")) {
+      if (table.parentElement.matches(".output.text_html")) table.classList.add("dataframe"); // a styled frame has no class
       mergeIndexNames(table);
       makeAskable(table);
       makeSortable(table);
