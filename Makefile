@@ -52,7 +52,7 @@ endif
 
 # --- Set-up ----------------------------------------------------------------------------------------------------------
 
-.PHONY: help install venv test test-verl lint lab recipes plan train evaluate evaluate-released audit report reproduce-all \
+.PHONY: help install venv test test-verl lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
   bench lock clean FORCE
 
 help:
@@ -89,6 +89,9 @@ reproduce-all: $(REPRODUCIBLE) ## every table and figure at SCALE, one after the
 
 audit: venv ## check the paper's printed numbers against each other: results/tables/paper_audit.*
 	$(PY) -m gpg_repro audit $(ARGS)
+
+controls: venv ## prompt sensitivity and old against new questions at SCALE (notebook 06)
+	$(PY) -m gpg_repro.notebooks run notebooks/06_controls.ipynb --parameters SCALE='$(SCALE)' ENGINE='$(ENGINE)'
 
 report: venv ## the static site of tables, figures, records and docs: build/report/index.html
 	$(PY) -m gpg_repro report --scale '$(SCALE)' $(ARGS)

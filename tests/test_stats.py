@@ -279,6 +279,15 @@ def test_differences_without_spread_or_with_one_item():
         paired_difference([[1, 1], [0]], [[1], [0]])
 
 
+def test_weights_may_be_negative_and_one_item_may_be_all_that_differs():
+    # a difference of differences: no spread, weights 1 and -1 with 4 and 4 items: both leave Wilson's 48.99 % open
+    found = mean_of_differences([np.ones(4), np.zeros(4)], weights=[1, -1])
+    assert (found.difference, found.high) == (1, pytest.approx(1 + 2 * 0.4899, abs=1e-4)) and found.low < found.high
+    # of two benchmarks one single item differs, by a third: its sign by lot gives the same size always
+    alone = mean_of_differences([np.array([1 / 3, 0]), np.array([0, 0])], rng=np.random.default_rng(0))
+    assert alone.p_value == 1.0
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     strategies.lists(
