@@ -147,7 +147,7 @@ class Audit:
 
     def rounding_layout(self) -> pd.DataFrame:
         """Rows that cut digits, and how many of their numbers tell."""
-        return rounding_styles(self.rows, self.facts).set_index(["source", "table"])
+        return rounding_styles(self.rows, self.facts).set_index("source")
 
     def remarks_layout(self) -> pd.DataFrame:
         """Facts read, not computed."""
