@@ -27,7 +27,11 @@ State = Literal["shown", "no records", "failed", "not run"]
 TRAINING = ("00_start_here", "05_your_own_task")
 """Notebooks that train a model for minutes whatever is committed: shown with their code, not run."""
 _SLOW_FIRST = ("table_06", "table_07", "table_08", "table_05", "table_02")
-_IPYTHON_CONFIG = 'c = get_config()  # noqa: F821\nc.InlineBackend.figure_formats = {"svg"}\n'
+_IPYTHON_CONFIG = """\
+c = get_config()  # noqa: F821
+c.InlineBackend.figure_formats = {"svg"}
+c.InlineBackend.print_figure_kwargs = {"bbox_inches": None}  # figures are laid out already; trimming draws them twice
+"""
 
 
 @dataclass(frozen=True)

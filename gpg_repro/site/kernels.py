@@ -6,6 +6,7 @@ each notebook still has a kernel process to itself.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -112,4 +113,7 @@ def _kernel(connection_file: str, environment: dict[str, str], folder: str, log:
 
     matplotlib.rcParams["backend"] = _INLINE  # read from the environment when the server imported it
     sys.argv = ["kernel", "-f", connection_file]
-    IPKernelApp.launch_instance(argv=sys.argv[1:])
+    try:
+        IPKernelApp.launch_instance(argv=sys.argv[1:])
+    finally:
+        atexit._run_exitfuncs()  # a child of the fork server ends without them
