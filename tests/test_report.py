@@ -306,3 +306,29 @@ def test_bad_requests(tmp_path, capsys):
     with pytest.raises(UserError, match="holds no site"):
         build_site(tmp_path / "mine", only=["table_03"])
     assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_kernels_may_start_from_several_threads(monkeypatch):
+    """Each start sets a variable of the whole process for a moment; without turns, one takes away what another set."""
+    import os
+    import threading
+    import time
+
+    from gpg_repro.site import kernels
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(kernels.forkserver, "ensure_running", lambda: time.sleep(0.02))
+    errors = []
+
+    def start() -> None:
+        try:
+            kernels._start_server({"OMP_NUM_THREADS": "1"})
+        except KeyError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and "OMP_NUM_THREADS" not in os.environ

@@ -10,6 +10,7 @@ import atexit
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
+_STARTING = threading.Lock()
 _PRELOADED = ["ipykernel.kernelapp", "matplotlib.pyplot", "gpg_repro.tables.report", "gpg_repro.figures.figure_2"]
 _INLINE = "module://matplotlib_inline.backend_inline"
 
@@ -64,14 +66,15 @@ class _Forked(LocalProvisioner):
 
 def _start_server(environment: Mapping[str, str]) -> None:
     """Start the fork server unless it runs, with the number of threads its libraries read on import."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+    with _STARTING:  # kernels start from several threads, and the environment is everybody's
+        before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.pop("OMP_NUM_THREADS")
+            if before is not None:
+                os.environ["OMP_NUM_THREADS"] = before
 
 
 class _Child:
