@@ -88,7 +88,8 @@ class Sample(_Record):
     correct_strict: bool | None
     extracted: str | None
     reason: str
-    """Why the mark is what it is: match, mismatch, no_answer, timeout, grader_memory, or the engine's error."""
+    """Why the mark is what it is: match, mismatch, no_answer, bad_gold, timeout, grader_memory, grader_crash, or the
+    engine's error."""
     gold_fallback: bool
     """The published extraction could not read the gold, so its raw text was compared."""
     score: float | None = None
@@ -162,6 +163,7 @@ class BenchmarkResult(_Record):
     num_truncated: int
     num_no_answer: int
     num_timeout: int
+    """Samples whose grading was ended for time, memory or a crash; zeros."""
     mean_completion_tokens: float | None
     groups: dict[str, GroupResult] = {}
     flags: dict[str, int] = {}
