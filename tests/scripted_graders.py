@@ -44,6 +44,11 @@ class Scripted:
     def sleep(self, seconds: str) -> None:
         time.sleep(float(seconds))
 
+    def compute(self, seconds: str) -> None:
+        end = time.process_time() + float(seconds)
+        while time.process_time() < end:
+            pass
+
     def spin(self, _: str) -> None:
         """C code that holds the interpreter for hours and hears no Python signal handler."""
         pow(3, 3 ** (3**16))

@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def pool():
-    with GradingPool(workers=2, deadline=2.0, memory=256 * MIB) as pool:
+    with GradingPool(workers=2, deadline=2.0, memory=256 * MIB, patience=3.0) as pool:
         pool.grade(SCRIPTED, [("ok", "say hello"), ("ok", "say again")])
         yield pool
 
@@ -58,9 +58,18 @@ def test_a_slow_answer_neither_delays_nor_fails_its_neighbours(pool):
     assert slow.reason == "timeout" and all(verdict.correct for verdict in others)
 
 
-def test_every_answer_has_its_own_deadline(pool):
-    """Five times 0.6 s is more than the 2 s that one of them may take."""
-    assert all(verdict.correct for verdict in _say(pool, *[f"sleep {0.6 + i / 1000}" for i in range(5)]))
+def test_the_deadline_is_of_computing_time_and_the_wall_has_a_limit_too():
+    """A busy machine, told by sleep: 0.3 s of waiting are no computing; beyond 2 * 0.2 s nobody waits."""
+    with GradingPool(workers=1, deadline=0.2, patience=2.0) as pool:
+        _say(pool, "say warm")
+        waited, forever = _say(pool, "sleep 0.3", "sleep 100")
+    assert waited.correct and forever.reason == "timeout"
+
+
+def test_every_answer_has_its_own_deadline():
+    """Six times 0.4 s of computing is more than the 0.9 s that one of them may take."""
+    with GradingPool(workers=1, deadline=0.9) as alone:
+        assert all(verdict.correct for verdict in _say(alone, *[f"compute {0.4 + i / 1000}" for i in range(6)]))
 
 
 @pytest.mark.parametrize(
@@ -420,7 +429,7 @@ def test_in_a_notebook(tmp_path):
     assert book.cells[0].outputs[0].text.strip() == "['match', 'timeout', 'match']"
 
 
-@pytest.mark.parametrize("settings", [{"deadline": 0}, {"deadline": -1}, {"memory": 0}], ids=str)
+@pytest.mark.parametrize("settings", [{"deadline": 0}, {"deadline": -1}, {"memory": 0}, {"patience": 0.5}], ids=str)
 def test_bad_settings(settings):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="must be positive|must be at least 1"):
         GradingPool(**settings)

@@ -23,13 +23,14 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
 
-PRELOAD = ("eval_harness.graders.math", "eval_harness.graders.choice", "eval_harness.graders.number")
+PRELOAD = ("eval_harness.graders.warm",)
 """Modules that every worker has from the start."""
 LINGER_SECONDS = 30.0
 """How long a nursery without workers stays, so that the next pool starts at once."""
@@ -289,8 +290,9 @@ def serve(connection: Connection) -> int:
     """Grade chunks, answer by answer, until the connection closes; returns the exit status. Messages are JSON lists.
 
     In: ``["grade", chunk, grader, answers]`` and ``["drop", chunk]``: leave the rest of that chunk.
-    Out: ``["ready", pid, memory]``, once; for each chunk ``["begun"]``, a ``["verdict", fields]`` per answer, and
-    ``["end", memory]``; instead of a verdict ``["error", text]``, a bug of ours, ends the chunk.
+    Out: ``["ready", pid, memory]``, once; for each chunk ``["begun", seconds]``, a ``["verdict", fields, seconds]`` per
+    answer, with the computing time so far, and ``["end", memory]``; instead of a verdict ``["error", text]``, a bug of
+    ours, ends the chunk.
     """
     import logging
 
@@ -313,12 +315,12 @@ def serve(connection: Connection) -> int:
             except Exception as error:
                 send("error", f"grader {name} cannot be built: {type(error).__name__}: {error}")
                 answers = []
-            send("begun")
+            send("begun", time.process_time())
             for answer in answers:
                 if connection.poll() and json.loads(connection.recv_bytes()) == ["drop", chunk]:
                     break
                 try:
-                    told = ["verdict", vars(_graded(grader, answer))]
+                    told = ["verdict", vars(_graded(grader, answer)), time.process_time()]
                 except MemoryError:
                     return OUT_OF_MEMORY
                 except Exception as error:

@@ -39,14 +39,17 @@ from eval_harness.graders import nursery
 from eval_harness.graders.base import CRASHED, GRADERS, TIMED_OUT, TOO_LARGE, UNFINISHED, Verdict
 
 DEADLINE_SECONDS = 5.0
+PATIENCE = 2.0
 MEMORY_BYTES = 1 << 30
 """What a worker may take beyond what it starts with."""
 CHUNK = 16
 """Answers handed to a worker at once."""
 CACHE_ENTRIES, CACHE_BYTES = 200_000, 64 << 20
 _CHUNK_CHARACTERS = 1 << 20
-_START_SECONDS = 180.0
-"""Until a worker is ready, the imports of its nursery included; and until it has read its answers."""
+_START_SECONDS = 3600.0
+"""Until a worker is ready, its nursery's imports included: minutes on a crowded machine. A dead one is noticed at once."""
+_READ_SECONDS = 600.0
+"""Until a worker has its answers and its grader."""
 _POLL_SECONDS = 0.05
 """How often the memory of busy workers is looked at."""
 _STUCK_SECONDS = 0.2
@@ -132,6 +135,8 @@ class _Worker:
     batch: _Batch | None = None
     chunk: int = 0
     begun: bool = False
+    computed: float = 0.0
+    """Its computing time when it began its answer, in seconds."""
     todo: deque[int] = field(default_factory=deque)
     gave_back: bool = False
     """All but the first of ``todo`` are in the queue again."""
@@ -150,22 +155,34 @@ class GradingPool:
 
     Args:
         workers: number of processes, default one per available core.
-        deadline: seconds an answer may take before its worker is killed.
+        deadline: seconds an answer may take before its worker is killed. They are seconds of the worker's own computing
+            time, so that a busy machine makes no zeros of right answers.
+        patience: by the clock on the wall an answer may take so many times the deadline, whatever it does.
         memory: bytes a worker may take beyond what it starts with before it is killed.
 
     Use as a context manager, or call :meth:`close`. Workers start on the first answer. A forked copy of the process
     has a pool of its own, without answers. ``asyncio.wrap_future`` makes the futures awaitable.
     """
 
-    def __init__(self, workers: int | None = None, deadline: float = DEADLINE_SECONDS, memory: int = MEMORY_BYTES):
+    def __init__(
+        self,
+        workers: int | None = None,
+        deadline: float = DEADLINE_SECONDS,
+        memory: int = MEMORY_BYTES,
+        patience: float = PATIENCE,
+    ):
         if deadline <= 0:
             raise ValueError(f"deadline must be positive, got {deadline}")
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1, got {patience}")
         if memory <= 0:
             raise ValueError(f"memory must be positive, got {memory}")
         self.num_workers = workers or available_cores()
-        self.deadline, self.memory = deadline, memory
+        self.deadline, self.memory, self.patience = deadline, memory, patience
         self.peak_memory = 0
         """Most resident bytes a worker was seen with, those it shares with the others included."""
+        self.born_memory = 0
+        """What of it a worker starts with, at most."""
         self._closing = False
         self._cache = VerdictCache()
         self._workers: list[_Worker] = []
@@ -313,10 +330,12 @@ class GradingPool:
             self._check(worker)
 
     def _limit(self, worker: _Worker) -> float | None:
-        """Seconds the worker has for what it is doing; None: it is idle."""
+        """Seconds on the wall that the worker has for what it is doing; None: it is idle."""
         if worker.begun:
-            return self.deadline
-        return _START_SECONDS if worker.batch is not None or not worker.ready else None
+            return self.deadline * self.patience
+        if not worker.ready:
+            return _START_SECONDS
+        return None if worker.batch is None else _READ_SECONDS
 
     def _check(self, worker: _Worker) -> None:
         """Kill a worker that takes too long or too much, unless it has just said something."""
@@ -325,25 +344,29 @@ class GradingPool:
             return
         if spent >= limit:
             self._lose(worker, TIMED_OUT)
-        elif worker.begun and spent >= _POLL_SECONDS:
+        elif worker.begun and spent >= min(_POLL_SECONDS, self.deadline):
             with contextlib.suppress(psutil.Error):
-                memory = worker.process.memory_info().rss
+                memory, times = worker.process.memory_info().rss, worker.process.cpu_times()
                 self._see(memory)
                 if memory - worker.born_memory > self.memory:
                     self._lose(worker, TOO_LARGE)
+                elif times.user + times.system - worker.computed >= self.deadline:
+                    self._lose(worker, TIMED_OUT)
 
     def _receive(self, worker: _Worker, kind: str, *told: Any) -> None:
         batch = worker.batch
         if kind == "ready":
             pid, worker.born_memory = told
+            self.born_memory = max(self.born_memory, worker.born_memory)
             with contextlib.suppress(psutil.Error):
                 worker.process = psutil.Process(pid)
                 worker.ready = True
         elif kind == "begun":
             worker.begun, worker.since, self._failed_starts = True, time.monotonic(), 0
+            (worker.computed,) = told
         elif kind == "verdict":
             spent, worker.since = time.monotonic() - worker.since, time.monotonic()
-            (fields,) = told
+            fields, worker.computed = told
             self._store(batch, worker.todo.popleft(), Verdict(**fields | {"flags": tuple(fields["flags"])}), spent)
         elif kind == "error":  # a bug in a grader: never scored
             if not batch.future.done():
