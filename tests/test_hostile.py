@@ -152,21 +152,25 @@ def _state() -> tuple:
     return handlers, os.getcwd(), dict(os.environ), names, os.umask(os.umask(0o022) or 0o022)
 
 
-def test_the_commands_take_it(tmp_path, grading_pool, monkeypatch, canary):
+def test_the_commands_take_it(tmp_path, pool, monkeypatch, capsys, canary):
     """The whole corpus as a file for ``grade``: every row comes back, in order, as valid JSON."""
     from eval_harness import __main__ as commands
     from eval_harness.graders import pool as pools
 
     class Quick(GradingPool):
-        def __init__(self) -> None:
-            super().__init__(deadline=0.4, patience=20)
+        def __init__(self, deadline: float) -> None:
+            super().__init__(deadline=deadline, patience=20)
 
     monkeypatch.setattr(pools, "GradingPool", Quick)
     entries = [entry for entry in CORPUS if len(entry.text) < 10_000]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    rows = [{"gold": "rose", "prediction": e.text.replace("CANARY", str(canary)), "name": e.name} for e in entries]
+    rows = [{"gold": "$7319$", "prediction": e.text.replace("CANARY", str(canary)), "name": e.name} for e in entries]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert commands.main(["grade", "--benchmark", "flowers102", "--input", str(source), "--output", str(target)]) == 0
+    grade = ["grade", "--benchmark", "math500", "--input", str(source), "--output", str(target)]
+    assert commands.main([*grade, "--deadline", "0.4"]) == 0
+    said = capsys.readouterr().out
+    assert f"0 of {len(rows)} correct" in said and "timeouts" in said
     graded = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n") if line]
     assert [row["name"] for row in graded] == [entry.name for entry in entries]
     assert all({"correct", "reason", "extracted"} <= row.keys() for row in graded)
+    assert commands.main([*grade, "--deadline", "0"]) == 2 and "positive" in capsys.readouterr().err

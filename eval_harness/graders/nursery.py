@@ -34,7 +34,7 @@ PRELOAD = ("eval_harness.graders.warm",)
 """Modules that every worker has from the start."""
 LINGER_SECONDS = 30.0
 """How long a nursery without workers stays, so that the next pool starts at once."""
-TRANSFER_SECONDS = 10
+TRANSFER_SECONDS = 60
 """A message that a worker neither takes nor finishes in this time is given up."""
 _HEADROOM = 512 << 20
 """Address space beyond the memory limit. What grows page by page is caught by the pool before; this stops the rest."""

@@ -47,7 +47,7 @@ CHUNK = 16
 CACHE_ENTRIES, CACHE_BYTES = 200_000, 64 << 20
 _CHUNK_CHARACTERS = 1 << 20
 _START_SECONDS = 3600.0
-"""Until a worker is ready, its nursery's imports included: minutes on a crowded machine. A dead one is noticed at once."""
+"""Until a worker is ready, imports included: minutes on a crowded machine. One that died is noticed at once."""
 _READ_SECONDS = 600.0
 """Until a worker has its answers and its grader."""
 _POLL_SECONDS = 0.05
@@ -278,7 +278,10 @@ class GradingPool:
             raise
         finally:
             for worker in self._workers:
-                self._see(worker.child.kill().peak_memory)
+                if worker.ready:
+                    self._see(worker.child.kill().peak_memory)
+                else:  # perhaps not forked yet; it will not live
+                    worker.child.forget()
             self._workers.clear()
 
     def _hand_out(self, worker: _Worker) -> bool:
