@@ -42,25 +42,24 @@ class _Here:
         return [get_grader(grader).grade(*pair) for pair in pairs]
 
 
-class Reward:
-    """A reward as a grader: ``match`` when it pays more than nothing."""
+class OwnPart:
+    """What of a reward is not the graders', as a grader: ``match`` when it pays more than nothing."""
 
     def __init__(self, name: str):
         self._name, self._reward = name, all_rewards()[name]
 
     def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
-        """Pay the prediction, as text and as a conversation; AssertionError for anything but a fair price."""
-        started = time.process_time()
-        self._paid(prediction, gold, really=False)
-        spent = time.process_time() - started
-        assert spent < MAX_SECONDS, f"{spent:.2f} s in the trainer's own process"
-        paid = self._paid(prediction, gold, really=True)
-        if paid is None:
-            return Verdict(False, False, None, "bad_gold")
-        return Verdict(paid > 0, paid > 0, str(paid), "match" if paid > 0 else "mismatch")
-
-    def _paid(self, prediction: str, gold: str, really: bool) -> float | None:
+        """Pay the prediction, as text and as a conversation; AssertionError for anything but a fair price in time."""
         chat = [{"role": "assistant", "content": prediction}]
+        started = time.process_time()
+        paid = self._paid([prediction, chat], gold, really=False)
+        spent = (time.process_time() - started) / 2
+        assert spent < MAX_SECONDS, f"{spent:.2f} s in the trainer's own process"
+        assert paid is None or paid[0] == paid[1], paid
+        return self._verdict(paid)
+
+    def _paid(self, completions: list, gold: str, really: bool) -> list[float] | None:
+        """Rewards, in their range; None: the reward refuses the gold."""
         pool = partial(_Here, really)
         with (
             mock.patch.object(_text, "shared_pool", pool),
@@ -68,14 +67,29 @@ class Reward:
             mock.patch.object(cosine, "shared_pool", pool),
         ):
             try:
-                rewards = self._reward([prediction, chat], solution=[gold, gold])
+                rewards = self._reward(completions, solution=[gold] * len(completions))
             except UserError:
                 return None
-        assert len(rewards) == 2 and rewards[0] == rewards[1], rewards
-        (paid, _) = rewards
+        assert len(rewards) == len(completions), rewards
         low, high = _RANGES.get(self._name, (0.0, 1.0))
-        assert isinstance(paid, float) and math.isfinite(paid) and low <= paid <= high, paid
-        return paid
+        for paid in rewards:
+            assert isinstance(paid, float) and math.isfinite(paid) and low <= paid <= high, paid
+        return rewards
+
+    @staticmethod
+    def _verdict(paid: list[float] | None) -> Verdict:
+        if paid is None:
+            return Verdict(False, False, None, "bad_gold")
+        return Verdict(paid[0] > 0, paid[0] > 0, str(paid[0]), "match" if paid[0] > 0 else "mismatch")
+
+
+class Reward(OwnPart):
+    """A whole reward, graders included."""
+
+    def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
+        """As :meth:`OwnPart.grade`; the mark is what the reward really pays."""
+        super().grade(gold, prediction)
+        return self._verdict(self._paid([prediction], gold, really=True))
 
 
 def _draw(name: str):

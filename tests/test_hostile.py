@@ -24,6 +24,8 @@ GOLDS = {"choice": "(C)", "class_name": "Egyptian mau", "box": "(101,202),(303,4
 )
 """By grader, a gold that no text of the corpus states unless it says so; ``$7319$`` for the others."""
 CHOICES = {"choices": ["alder", "birch", "cedar", "dogwood"]}
+LONG = ("math_expression_gold", "boxed", "number", "choice", "class_name", "box")
+"""One grader of each library and rule; the others read texts in the same way, and here only the shorter ones."""
 PARSERS = {name: target for name, target in all_targets().items() if not target.judges}
 REWARD_GOLDS = {"reward_giou": "<answer> (101,202),(303,404) </answer>", "reward_accuracy_lv35": "7319"}
 
@@ -31,7 +33,7 @@ REWARD_GOLDS = {"reward_giou": "<answer> (101,202),(303,404) </answer>", "reward
 @pytest.fixture(scope="module")
 def pool():
     """Impatient, so that what is slow costs little; what ends so is a recorded zero."""
-    with GradingPool(deadline=0.4, memory=512 << 20, patience=20) as pool:
+    with GradingPool(deadline=0.2, memory=512 << 20, patience=50) as pool:
         yield pool
 
 
@@ -81,7 +83,8 @@ def test_a_damaged_corpus_is_refused(content, message, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("grader", GRADERS)
 def test_no_hostile_text_is_believed(grader, pool, canary):
-    entries = [entry for entry in CORPUS if grader in (entry.graders or GRADERS)]
+    longest = 10**7 if grader in LONG else 20_000
+    entries = [e for e in CORPUS if grader in (e.graders or GRADERS) and len(e.text) <= longest]
     verdicts = pool.grade(grader, [_answer(grader, entry, canary) for entry in entries])
     target = all_targets()[grader]
     for entry, verdict in zip(entries, verdicts, strict=True):
@@ -104,13 +107,13 @@ def test_what_is_right_after_all(entry, grading_pool, canary):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grader", ["math_latex_gold", "boxed", "number", "choice", "class_name", "box"])
+@pytest.mark.parametrize("grader", ["boxed", "number", "choice", "class_name", "box"])
 def test_hostile_golds_are_no_danger_either(grader, pool, canary):
     """A data set may be as odd as a model."""
-    answers = [(entry.text.replace("CANARY", str(canary)), "so $\\boxed{5}$ <answer>5</answer>") for entry in CORPUS]
-    for entry, verdict in zip(
-        CORPUS, pool.grade(grader, [a for a in answers if a[0].strip()] or answers), strict=False
-    ):
+    entries = [entry for entry in CORPUS if 0 < len(entry.text) < 5000]
+    golds = [entry.text.replace("CANARY", str(canary)) for entry in entries]
+    verdicts = pool.grade(grader, [(gold, "so $\\boxed{5}$ <answer>5</answer>") for gold in golds])
+    for entry, verdict in zip(entries, verdicts, strict=True):
         assert problem_of(verdict, all_targets()[grader]) is None and verdict.reason != "grader_crash", entry.name
 
 
@@ -125,17 +128,15 @@ def test_parsers_refuse_or_read_it_in_time(grading_pool, canary):
 
 
 @pytest.mark.slow
-def test_rewards_pay_a_number_in_time(pool, canary):
-    """:class:`gpg_repro.fuzzing.Reward` holds the trainer's own part to a quarter of a second of computing."""
-    answers = [entry.text.replace("CANARY", str(canary)) for entry in CORPUS]
-    golds = {name: REWARD_GOLDS.get(name, "<answer> $7319$ </answer>") for name in REWARDS}
-    futures = {
-        name: pool.grade_async(target.grader, [(golds[name], text) for text in answers])
-        for name, target in REWARDS.items()
-    }
-    for name, future in futures.items():
-        for entry, verdict in zip(CORPUS, future.result(), strict=True):
-            assert verdict.reason in {"match", "mismatch", *UNFINISHED} - {"grader_crash"}, (name, entry.name, verdict)
+@pytest.mark.parametrize("name", REWARDS)
+def test_rewards_pay_a_number_in_time(name, grading_pool, canary):
+    """What of a reward runs in the trainer's own process: a quarter of a second of computing at most."""
+    answers = [
+        (REWARD_GOLDS.get(name, "<answer> $7319$ </answer>"), e.text.replace("CANARY", str(canary))) for e in CORPUS
+    ]
+    verdicts = grading_pool.grade(REWARDS[name].grader.replace(":Reward:", ":OwnPart:"), answers)
+    for entry, verdict in zip(CORPUS, verdicts, strict=True):
+        assert verdict.reason in ("match", "mismatch"), (entry.name, verdict)
 
 
 def test_the_caller_is_as_it_was(pool, canary):
@@ -162,14 +163,15 @@ def test_the_commands_take_it(tmp_path, pool, monkeypatch, capsys, canary):
             super().__init__(deadline=deadline, patience=20)
 
     monkeypatch.setattr(pools, "GradingPool", Quick)
-    entries = [entry for entry in CORPUS if len(entry.text) < 10_000]
+    entries = [entry for entry in CORPUS if len(entry.text) < 300]
+    right = sum(entry.correct.get("math_latex_gold", False) for entry in entries)
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [{"gold": "$7319$", "prediction": e.text.replace("CANARY", str(canary)), "name": e.name} for e in entries]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     grade = ["grade", "--benchmark", "math500", "--input", str(source), "--output", str(target)]
     assert commands.main([*grade, "--deadline", "0.4"]) == 0
     said = capsys.readouterr().out
-    assert f"0 of {len(rows)} correct" in said and "timeouts" in said
+    assert right and f"{right} of {len(rows)} correct" in said and "timeouts" in said
     graded = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n") if line]
     assert [row["name"] for row in graded] == [entry.name for entry in entries]
     assert all({"correct", "reason", "extracted"} <= row.keys() for row in graded)

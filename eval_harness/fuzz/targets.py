@@ -58,7 +58,9 @@ def _graders() -> dict[str, Target]:
         "boxed_in_place": generate.math_input("boxed"),
         "boxed_answer": generate.math_input("plain"),
     }
-    targets = {name: Target(name, draw, 6, symmetric=_BOTH, numeric=True) for name, draw in math_golds.items()}
+    targets = {
+        name: Target(name, draw, 6, honest=_BOTH, symmetric=_BOTH, numeric=True) for name, draw in math_golds.items()
+    }
     quantities = generate.tag_input(generate.QUANTITIES)
     strict = ("correct_strict",)
     return targets | {
