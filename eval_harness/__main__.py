@@ -91,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         "--input", required=True, type=Path, help="rows may also hold what the grader knows of an item (choices, ...)"
     )
     grade.add_argument("--output", required=True, type=Path, help="the rows with their marks")
+    grade.add_argument(
+        "--deadline", type=float, metavar="SECONDS", help="of computing for one answer; past it, it is a timeout: wrong"
+    )
 
     released.add_parser(commands)
     contamination.add_parser(commands)
@@ -248,8 +251,8 @@ def _scored(score: dict[str, float], single: dict[str, float] | None, samples: i
 
 def _grade(args: argparse.Namespace) -> int:
     from eval_harness.benchmarks import get_benchmark
-    from eval_harness.graders.base import CONTEXT_KEYS
-    from eval_harness.graders.pool import GradingPool
+    from eval_harness.graders.base import CONTEXT_KEYS, UNFINISHED
+    from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
     from eval_harness.sources import read_jsonl
 
     benchmark = get_benchmark(args.benchmark)
@@ -262,9 +265,11 @@ def _grade(args: argparse.Namespace) -> int:
             raise UserError(f"{args.input}, row {number}: the gold is empty; nothing can be graded against it.")
     if args.output.exists() and args.output.resolve() == args.input.resolve():
         raise UserError("--output is the input file; give another.")
+    if args.deadline is not None and not args.deadline > 0:
+        raise UserError(f"--deadline must be a positive number of seconds, got {args.deadline}.")
     known = {*benchmark.context_fields, *CONTEXT_KEYS.get(benchmark.grader, ())}
     answers = [(row["gold"], row["prediction"], {key: row[key] for key in sorted(known & row.keys())}) for row in rows]
-    with GradingPool() as pool:
+    with GradingPool(deadline=args.deadline or DEADLINE_SECONDS) as pool:
         verdicts = pool.grade(benchmark.grader, answers)
     graded = [row | _marks(verdict, args.rule) for row, verdict in zip(rows, verdicts, strict=True)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -281,6 +286,8 @@ def _grade(args: argparse.Namespace) -> int:
     unjudged = sum(verdict.reason == "bad_gold" for verdict in verdicts)
     parts += [f"{unjudged} not judged (unusable gold)"] if unjudged else []
     parts += [f"{sum(verdict.reason == 'timeout' for verdict in verdicts)} timeouts"]
+    ended = sum(verdict.reason in UNFINISHED for verdict in verdicts if verdict.reason != "timeout")
+    parts += [f"{ended} ended for memory or a crash"] if ended else []
     print(f"{', '.join(parts)}; written to {args.output}")
     return 0
 

@@ -110,6 +110,8 @@ def read_annotation(path: Path) -> dict[str, Any]:
         raw = json.loads(text)
     except json.JSONDecodeError as error:
         raise _damaged(path, f"not valid JSON ({error.msg}, line {error.lineno})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise _damaged(path, f"JSON that cannot be read ({error})") from None
     if not isinstance(raw, dict):
         raise _damaged(path, f"a JSON object was expected, got {type(raw).__name__}")
     instructions = raw.get("text")
@@ -147,7 +149,7 @@ def _polygon(path: Path, index: int, shape: Any) -> dict[str, Any]:
     try:
         points = [[float(x), float(y)] for x, y in shape["points"]]
         label = str(shape["label"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise _damaged(path, f"shape {index} lacks a label or points [x, y]") from None
     if not points or not all(math.isfinite(value) for point in points for value in point):
         raise _damaged(path, f"shape {index} has no points, or one that is no number")

@@ -88,7 +88,8 @@ class Sample(_Record):
     correct_strict: bool | None
     extracted: str | None
     reason: str
-    """Why the mark is what it is: match, mismatch, no_answer, timeout, grader_memory, or the engine's error."""
+    """Why the mark is what it is: match, mismatch, no_answer, bad_gold, timeout, grader_memory, grader_crash, or the
+    engine's error."""
     gold_fallback: bool
     """The published extraction could not read the gold, so its raw text was compared."""
     score: float | None = None
@@ -162,6 +163,7 @@ class BenchmarkResult(_Record):
     num_truncated: int
     num_no_answer: int
     num_timeout: int
+    """Samples whose grading was ended for time, memory or a crash; zeros."""
     mean_completion_tokens: float | None
     groups: dict[str, GroupResult] = {}
     flags: dict[str, int] = {}
@@ -337,7 +339,7 @@ def read_run(folder: Path) -> RunRecord | TrainingRecord:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run folder: it has no run.json.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or beyond what Python reads
         raise UserError(f"{path} is not valid JSON ({error}); restore it or run again into another folder.") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version not in _READABLE:
@@ -345,7 +347,7 @@ def read_run(folder: Path) -> RunRecord | TrainingRecord:
             f"{path} has schema version {version!r}, this code reads {', '.join(map(str, _READABLE))}. Use the "
             "version of the project that wrote it."
         )
-    kind = {"evaluation": RunRecord, "training": TrainingRecord}.get(raw.get("kind"))
+    kind = {"evaluation": RunRecord, "training": TrainingRecord}.get(str(raw.get("kind")))
     if kind is None:
         raise UserError(f"{path} has kind {raw.get('kind')!r}; expected 'evaluation' or 'training'.")
     try:

@@ -31,7 +31,7 @@ from eval_harness.engines.openai import OpenAIEngine, check_settings, server_of
 from eval_harness.engines.parallel import EngineGroup, placements
 from eval_harness.engines.shared import SharedEngine
 from eval_harness.errors import UserError, unknown
-from eval_harness.graders.base import Verdict, grader_identity
+from eval_harness.graders.base import UNFINISHED, Verdict, grader_identity
 from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
 from eval_harness.images import ImageError, decode
 from eval_harness.models import check_chat_template
@@ -701,7 +701,7 @@ def summarise(benchmark: Benchmark, items: list[Item], decoding: Decoding, sampl
         num_gold_fallback=len({s.item_id for s in scored if s.gold_fallback}),
         num_truncated=sum(s.finish_reason == "length" for s in scored),
         num_no_answer=sum(s.reason == "no_answer" for s in scored),
-        num_timeout=sum(s.reason in ("timeout", "grader_memory") for s in scored),
+        num_timeout=sum(s.reason in UNFINISHED for s in scored),
         mean_completion_tokens=sum(tokens) / len(tokens) if tokens and None not in tokens else None,
     )
 

@@ -248,6 +248,8 @@ def read_jsonl(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]
                 f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}). Each line must "
                 "be one JSON object."
             ) from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+            raise UserError(f"{path}, line {number}: JSON that cannot be read ({error}). Shorten it.") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: a JSON object was expected, got {type(row).__name__}.")
         missing = [key for key in required if key not in row]

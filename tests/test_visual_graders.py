@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from eval_harness.__main__ import main
 from eval_harness.graders import box as boxes
+from eval_harness.graders.base import UNFINISHED
 from eval_harness.graders.number import read_quantity
 from eval_harness.graders.tags import first_tag
 
@@ -224,7 +225,7 @@ def test_hostile_texts_end_in_a_verdict(grader, grading_pool):
     context = {"choices": ["(", "\ud800"]} if grader == "choice" else {}
     pairs = [(golds.get(grader, "10"), text, context) for text in _hostile().values()]
     for name, verdict in zip(_hostile(), grading_pool.grade(grader, pairs), strict=True):
-        assert verdict.reason in ("match", "mismatch", "no_answer", "timeout", "grader_memory"), name
+        assert verdict.reason in {"match", "mismatch", "no_answer", *UNFINISHED}, name
         assert verdict.extracted is None or len(verdict.extracted) <= 500
         assert verdict.score is None or 0 <= verdict.score <= 1
     swapped = [(text, golds.get(grader, "10"), context) for text in list(_hostile().values())[3:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,6 +36,13 @@ class Verdict:
     """Peculiarities worth counting."""
     extra: dict[str, float] = field(default_factory=dict)
     """Further marks in [0, 1] by name."""
+
+
+TIMED_OUT = Verdict(False, False, None, "timeout")
+TOO_LARGE = Verdict(False, False, None, "grader_memory")
+CRASHED = Verdict(False, False, None, "grader_crash")
+UNFINISHED = frozenset(verdict.reason for verdict in (TIMED_OUT, TOO_LARGE, CRASHED))
+"""Reasons of answers whose grading was ended: zeros by both rules, counted apart."""
 
 
 class Grader(Protocol):
@@ -90,9 +98,16 @@ def grader_identity(name: str) -> dict[str, Any]:
 def get_grader(name: str) -> Grader:
     """Build the grader of that name (heavy imports happen here, in the worker).
 
+    Args:
+        name: one of ``GRADERS``, or ``module:factory`` or ``module:factory:argument`` for one that is not on the list:
+            the factory is called with the argument, if there is one.
+
     Raises:
         UserError: no such grader.
     """
+    if ":" in name:
+        module, factory, *arguments = name.split(":", 2)
+        return getattr(importlib.import_module(module), factory)(*arguments)
     if name not in GRADERS:
         raise unknown("grader", name, GRADERS)
     if name == "choice":

@@ -14,6 +14,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,46 @@ class Log:
 # --- readers -----------------------------------------------------------------------------------------------------
 
 
+def _reader(read: Callable[[Path], Log]) -> Callable[[Path], Log]:
+    """A reader that says of which file it could not make sense, and hands on nothing of another type than it says."""
+
+    @wraps(read)
+    def checked(path: Path) -> Log:
+        try:
+            log = read(path)
+            _check(log)
+            return log
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: not laid out as its tool writes it ({type(error).__name__}: {str(error)[:200]}). Was it "
+                "edited, or written by a version that this reader does not know?"
+            ) from error
+
+    return checked
+
+
+def _check(log: Log) -> None:
+    """Raises TypeError where a log holds something else than its fields say."""
+    text, whole = (str, type(None)), (int, type(None))
+    _expect("model and task", (log.model, log.task, log.version), text)
+    for row in log.rows:
+        _expect(f"{row.name}: prompt", (row.prompt, *row.texts), str)
+        _expect(f"{row.name}: gold", (row.gold,), text)
+        _expect(f"{row.name}: place and seed", (row.index, row.seed), whole)
+        for answer in row.answers:
+            _expect(f"{row.name}: answer", (answer.text, answer.finish_reason, answer.error), text)
+            _expect(f"{row.name}: tokens", (answer.num_prompt_tokens, answer.num_completion_tokens), whole)
+
+
+def _expect(what: str, values: Sequence[Any], kinds: type | tuple[type, ...]) -> None:
+    for value in values:
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise TypeError(f"{what} is {type(value).__name__}")
+
+
+@_reader
 def read_lm_eval(path: Path) -> Log:
     """``samples_<task>_<date>.jsonl`` of lm-evaluation-harness (``--log_samples``); the results file beside it, if any.
 
@@ -152,6 +193,7 @@ def _lm_eval_request(arguments: Any) -> tuple[Any, dict[str, Any]]:
     return pair[0], settings
 
 
+@_reader
 def read_inspect(path: Path) -> Log:
     """An inspect log, ``.eval`` or ``.json``, through inspect_ai's own reader. Epochs become samples.
 
@@ -225,6 +267,7 @@ def _inspect_answer(sample: Any) -> Answer:
     )
 
 
+@_reader
 def read_lighteval(path: Path) -> Log:
     """``details_<task>_<date>.parquet`` of lighteval (``--save-details``); its results file, if it is where it was.
 
@@ -667,7 +710,7 @@ def _user_turn(prompt: Any) -> str:
     if isinstance(text, str):
         try:
             turns = json.loads(text) if text.lstrip().startswith("[{") else None
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             turns = None
     else:
         turns, text = text, json.dumps(text)
@@ -681,6 +724,6 @@ def _user_turn(prompt: Any) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or beyond what Python reads
         raise UserError(f"{path} is not valid JSON ({error}); move it away or fetch it again.") from None
     return loaded if isinstance(loaded, dict) else {}

@@ -9,12 +9,21 @@ import re
 
 from gpg_repro.rewards._text import text_of
 
-_PATTERN = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+_OPEN, _CLOSE = "<think>", "</answer>"
+_BETWEEN = re.compile(r"</think>\s*<answer>")
 
 
 def answer_format_reward(completions: list, **columns: object) -> list[float]:
     """Rewards in {0.0, 1.0}, one per completion: 1.0 if the whole text has the form."""
-    return [float(_PATTERN.fullmatch(text_of(completion)) is not None) for completion in completions]
+    return [float(_fits(text_of(completion))) for completion in completions]
+
+
+def _fits(text: str) -> bool:
+    """``<think>.*?</think>\\s*<answer>.*?</answer>`` over the whole text, in time linear in its length: as a pattern it
+    takes quadratic time on repeated tags, minutes for an answer of 100,000 characters."""
+    if not (text.startswith(_OPEN) and text.endswith(_CLOSE)):
+        return False
+    return _BETWEEN.search(text, len(_OPEN), len(text) - len(_CLOSE)) is not None
 
 
 def answer_format_after_think_reward(completions: list, **columns: object) -> list[float]:

@@ -1,0 +1,510 @@
+"""What is fuzzed: each grader through its verdicts, each parser through a stand-in grader that checks what it returns.
+
+A parser may refuse its input with a UserError, nothing else; what it returns must have the type and range that it
+documents. Parsers run in the caller's own process in real use, so one that takes longer than the deadline has failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from eval_harness.errors import UserError
+from eval_harness.fuzz import generate
+from eval_harness.fuzz.generate import Draw, Input
+from eval_harness.graders.base import UNFINISHED, Verdict
+
+REASONS = frozenset({"match", "mismatch", "no_answer", "bad_gold", *UNFINISHED})
+STRICT_REASONS = REASONS | {"wrong_unit", "unknown_option", "inverted_box", "out_of_range"}
+MAX_EXTRACTED = 500
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to fuzz."""
+
+    grader: str
+    """Name for the grading pool."""
+    draw: Callable[[Draw, Sequence[str]], Input]
+    weight: int = 1
+    """Share of the inputs."""
+    judges: bool = True
+    """A grader; False: a parser, for which ``match`` means that it read something, and a timeout is a failure."""
+    honest: tuple[str, ...] = ()
+    """Marks that an honest statement of the gold must have: ``correct``, ``correct_strict``."""
+    symmetric: tuple[str, ...] = ()
+    """Marks that white space around the answer may not move."""
+    numeric: bool = False
+    """Golds are numbers, so an answer without any digit, letter or symbol of a number is wrong."""
+
+
+_BOTH = ("correct", "correct_strict")
+
+
+def _graders() -> dict[str, Target]:
+    math_golds = {
+        "math_expression_gold": generate.math_input("plain"),
+        "math_latex_gold": generate.math_input("latex"),
+        "boxed": generate.math_input("latex"),
+        "boxed_in_place": generate.math_input("boxed"),
+        "boxed_answer": generate.math_input("plain"),
+    }
+    targets = {
+        name: Target(name, draw, 6, honest=_BOTH, symmetric=_BOTH, numeric=True) for name, draw in math_golds.items()
+    }
+    quantities = generate.tag_input(generate.QUANTITIES)
+    strict = ("correct_strict",)
+    return targets | {
+        "choice": Target("choice", generate.choice_input, 5, honest=strict, symmetric=strict),
+        "number": Target("number", quantities, 6, honest=strict, symmetric=strict, numeric=True),
+        "default_extraction": Target("default_extraction", quantities, 4, numeric=True),
+        "class_name": Target("class_name", generate.tag_input(generate.CLASSES, "type %s"), 3, True, _BOTH, _BOTH),
+        "box": Target("box", generate.box_input, 3, honest=_BOTH, symmetric=_BOTH),
+    }
+
+
+def _parsers() -> dict[str, Target]:
+    draws = {
+        "tags": generate.text_input,
+        "read_quantity": generate.text_input,
+        "boxes": generate.text_input,
+        "jsonl": generate.file_input(_ROWS, lines=True),
+        "annotation": generate.file_input(_ANNOTATIONS, lines=False),
+        "item_lines": generate.file_input(_ITEMS, lines=True),
+        "sample_lines": generate.file_input(_SAMPLES, lines=True),
+        "run_record": generate.file_input([_run_record()], lines=False),
+        "lm_eval": generate.file_input(_LM_EVAL, lines=True),
+        "lighteval": generate.file_input(_LIGHTEVAL, lines=True),
+        "inspect": generate.file_input([_INSPECT], lines=False),
+        "user_turn": generate.file_input(_CHATS, lines=False),
+    }
+    slow = {"inspect": 1}
+    return {
+        name: Target(f"{__name__}:Parser:{name}", draw, slow.get(name, 2), judges=False) for name, draw in draws.items()
+    }
+
+
+def all_targets() -> dict[str, Target]:
+    """Name -> target: every grader, and every parser of this package."""
+    return _graders() | _parsers()
+
+
+# --- what must hold for any verdict --------------------------------------------------------------------------------
+
+
+def problem_of(verdict: Verdict, target: Target) -> str | None:
+    """What is wrong with the form of a verdict; None: nothing."""
+    marks = (verdict.correct, verdict.correct_strict, verdict.gold_fallback)
+    if not all(isinstance(mark, bool) for mark in marks):
+        return f"marks are {marks}, not bools"
+    reason_strict = verdict.reason_strict or verdict.reason
+    if verdict.reason not in STRICT_REASONS or reason_strict not in STRICT_REASONS:
+        return f"unknown reason: {verdict.reason}, {verdict.reason_strict}"
+    if (verdict.reason == "match") is not verdict.correct:
+        return f"correct is {verdict.correct} for the reason {verdict.reason}"
+    # where the strict rule is a mark of its own it has a reason of its own; lighteval's fallback has none
+    if verdict.reason_strict is not None and (reason_strict == "match") is not verdict.correct_strict:
+        return f"correct_strict is {verdict.correct_strict} for the reason {reason_strict}"
+    for text in (verdict.extracted, verdict.extracted_strict):
+        if text is not None and not (isinstance(text, str) and len(text) <= MAX_EXTRACTED):
+            return f"extracted is {type(text).__name__} of length {len(text)}"
+    for score in (verdict.score, verdict.score_strict, *verdict.extra.values()):
+        if score is not None and not (isinstance(score, float) and 0 <= score <= 1):
+            return f"a score is {score!r}"
+    if verdict.reason in UNFINISHED and (verdict.correct or verdict.correct_strict):
+        return "an unfinished grading has a mark"
+    return None
+
+
+_NUMBERLIKE = re.compile(r"[^\W_]|[π∞√\\]")
+"""Anything that could be read as a number or a name of one: letters and digits of any script."""
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text holds nothing that anyone could read as a number."""
+    return _NUMBERLIKE.search(text) is None
+
+
+# --- parsers -------------------------------------------------------------------------------------------------------
+
+
+class Parser:
+    """A parser as a grader: ``match`` when it returned something, ``no_answer`` when it refused or found nothing."""
+
+    def __init__(self, name: str):
+        self._parse: Callable[[str], Any] = globals()[f"_parse_{name}"]
+
+    def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
+        """Parse the prediction; raises what the parser should not have raised, and AssertionError for bad results."""
+        try:
+            found = self._parse(prediction)
+        except UserError as error:
+            assert str(error), "a UserError without a message"
+            return Verdict(False, False, str(error)[:MAX_EXTRACTED], "no_answer")
+        right = bool(found)
+        return Verdict(right, right, repr(found)[:MAX_EXTRACTED], "match" if right else "no_answer")
+
+
+def _parse_tags(text: str) -> Any:
+    from eval_harness.graders.tags import careful_answer, first_tag, tag_flags
+
+    inside = first_tag(text)
+    if len(text) < 2000:  # the released pattern takes quadratic time
+        found = re.search(r"<answer>(.*?)</answer>", text)
+        assert inside == (found and found.group(1)), "first_tag is not the released pattern"
+    careful = careful_answer(text)
+    assert careful is None or careful == careful.strip()
+    assert set(tag_flags(text)) <= {"empty_answer", "several_answers"}
+    return inside
+
+
+def _parse_read_quantity(text: str) -> Any:
+    from eval_harness.graders.number import read_quantity
+
+    found = read_quantity(text)
+    if found is not None:
+        assert isinstance(found.value, float) and math.isfinite(found.value), found
+        assert found.equals(found), "a quantity differs from itself"
+        assert math.isfinite(found.size) and found.size > 0
+    return found
+
+
+def _parse_boxes(text: str) -> Any:
+    from eval_harness.graders import box
+
+    found = [*box.all_boxes(text), *filter(None, [box.first_box(text), box.strict_box(text)])]
+    for one in found:
+        assert len(one) == 4 and all(isinstance(side, float) and math.isfinite(side) for side in one), one
+        assert box.iou(one, found[0]) >= 0 or box.problem(one) or box.problem(found[0])
+        assert math.isfinite(box.giou(one, found[0]))
+    strict = box.strict_box(text)
+    assert strict is None or box.iou(strict, strict) in (0.0, 1.0)
+    return found
+
+
+@contextlib.contextmanager
+def _file(text: str, name: str = "") -> Iterator[Path]:
+    """A text as a file that is read once: workers cannot write any. Lone surrogates make bytes that are no UTF-8."""
+    reader, writer = os.pipe()
+
+    def fill() -> None:
+        data = memoryview(text.encode("utf-8", "surrogatepass"))
+        with contextlib.suppress(BrokenPipeError):
+            while data:
+                data = data[os.write(writer, data) :]
+        os.close(writer)
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    try:
+        yield Path(f"/dev/fd/{reader}{name}")
+    finally:
+        os.close(reader)
+        thread.join()
+
+
+def _parse_jsonl(text: str) -> Any:
+    from eval_harness.sources import read_jsonl
+
+    with _file(text) as path:
+        rows = read_jsonl(path, ("gold",))
+    assert all(isinstance(row, dict) and "gold" in row for row in rows)
+    return rows
+
+
+def _parse_annotation(text: str) -> Any:
+    from eval_harness.graders.box import polygon_box, target_polygons
+    from eval_harness.reasonseg import read_annotation, thousandths
+
+    with _file(text) as path:
+        annotation = read_annotation(path)
+    assert annotation["text"] and all(isinstance(each, str) and each.strip() for each in annotation["text"])
+    for polygon in annotation["polygons"]:
+        box = polygon_box(polygon["points"], 640, 480)
+        assert all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3]
+        assert thousandths(box).count(",") == 3
+    target_polygons(annotation["polygons"])
+    return annotation
+
+
+def _parse_lines(text: str, kind: type) -> Any:
+    from eval_harness.records import read_lines
+
+    with _file(text) as path:
+        return read_lines(path, kind)
+
+
+def _parse_item_lines(text: str) -> Any:
+    from eval_harness.records import Item
+
+    return _parse_lines(text, Item)
+
+
+def _parse_sample_lines(text: str) -> Any:
+    from eval_harness.records import Sample
+
+    samples = _parse_lines(text, Sample)
+    assert all(0 <= sample.mark <= 1 and 0 <= sample.mark_strict <= 1 for sample in samples if sample.score is None)
+    return samples
+
+
+def _parse_run_record(text: str) -> Any:
+    from eval_harness import records
+
+    with _file(text) as path, mock.patch.object(records, "Path", lambda folder: _Folder(folder)):
+        return records.read_run(path)
+
+
+class _Folder:
+    """A folder whose every file is one path."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self._path
+
+
+def _parse_lm_eval(text: str) -> Any:
+    from eval_harness.interop.importers import read_lm_eval
+
+    with _file(text) as path:
+        return _checked(read_lm_eval(path))
+
+
+def _parse_lighteval(text: str) -> Any:
+    """Rows as pyarrow would read them from the file, then the file's bytes themselves."""
+    import pyarrow.parquet
+
+    from eval_harness.interop.importers import read_lighteval
+
+    with contextlib.suppress(ValueError, RecursionError):
+        table = mock.Mock(to_pylist=lambda: [json.loads(line) for line in text.split("\n") if line.strip()])
+        with mock.patch.object(pyarrow.parquet, "read_table", lambda path: table):
+            return _checked(read_lighteval(Path("details_x_2026-01-01T00-00-00.parquet")))
+    data = pyarrow.BufferReader(text.encode("utf-8", "surrogatepass"))
+    original = pyarrow.parquet.read_table
+    with mock.patch.object(pyarrow.parquet, "read_table", lambda path: original(data)):
+        return _checked(read_lighteval(Path("x.parquet")))
+
+
+def _parse_inspect(text: str) -> Any:
+    from eval_harness.interop import importers
+
+    try:
+        from inspect_ai import log
+    except ImportError:
+        raise UserError("inspect_ai is not installed") from None
+
+    def from_text(path: str, resolve_attachments: bool = True) -> Any:
+        return log.EvalLog.model_validate_json(text.encode("utf-8", "surrogatepass"))
+
+    with mock.patch.object(log, "read_eval_log", from_text):
+        return _checked(importers.read_inspect(Path("x.json")))
+
+
+def _checked(log: Any) -> Any:
+    """A log has the types that matching and grading take for granted."""
+    for row in log.rows:
+        assert isinstance(row.prompt, str) and all(isinstance(text, str) for text in row.texts), row
+        assert row.gold is None or isinstance(row.gold, str), row
+        assert row.index is None or isinstance(row.index, int), row
+        assert row.seed is None or isinstance(row.seed, int), row
+        for answer in row.answers:
+            assert answer.text is None or isinstance(answer.text, str), row
+            assert answer.error is None or isinstance(answer.error, str), row
+    assert all(math.isfinite(score) for score in log.scores.values())
+    assert log.model is None or isinstance(log.model, str)
+    return log.rows
+
+
+def _parse_user_turn(text: str) -> Any:
+    from eval_harness.interop.importers import _user_turn
+
+    turns = [_user_turn(text), _user_turn([text])]
+    with contextlib.suppress(ValueError, RecursionError):
+        turns.append(_user_turn(json.loads(text)))
+    assert all(isinstance(turn, str) for turn in turns), turns
+    return turns
+
+
+# --- what files look like when they are well-formed ----------------------------------------------------------------
+
+_ROWS = [
+    {"gold": "1", "prediction": "so \\boxed{1}", "id": 7},
+    {"gold": "(B)", "prediction": "", "choices": ["a", "b"]},
+]
+_ANNOTATIONS = [
+    {
+        "text": ["where is the dog?", "what barks?"],
+        "is_sentence": True,
+        "shapes": [
+            {"label": "target", "points": [[1, 2], [30.5, 4], [5, 60]]},
+            {"label": "ignore", "points": [[0, 0]]},
+        ],
+    },
+    {"text": "the cup", "shapes": [{"label": "flag", "points": [[1, 1], [2, 2]]}]},
+]
+_ITEMS = [
+    {"item_id": "0", "prompt": "1+1?", "gold": "2"},
+    {
+        "item_id": "1",
+        "prompt": "which?",
+        "gold": "(A)",
+        "images": ["1.jpg"],
+        "group": "2D",
+        "context": {"choices": ["a"]},
+    },
+]
+_SAMPLES = [
+    {
+        "item_id": "0",
+        "sample": 0,
+        "seed": 3,
+        "status": "scored",
+        "completion": "so $\\boxed{2}$",
+        "finish_reason": "stop",
+        "num_prompt_tokens": 5,
+        "num_completion_tokens": 4,
+        "correct": True,
+        "correct_strict": True,
+        "extracted": "2",
+        "reason": "match",
+        "gold_fallback": False,
+        "flags": ["empty_answer"],
+        "extra": {"tag": 1.0},
+    }
+]
+_LM_EVAL = [
+    {
+        "doc_id": i,
+        "doc": {"Problem": f"What is {i} + {i}?", "Answer": str(2 * i)},
+        "target": str(2 * i),
+        "arguments": arguments,
+        "resps": [[f"It is {2 * i}"]],
+        "filter": "none",
+        "metrics": ["exact_match"],
+        "exact_match": 1.0,
+    }
+    for i, arguments in enumerate(
+        (
+            {"gen_args_0": {"arg_0": "Question: 0 + 0?", "arg_1": {"temperature": 0.0, "max_gen_toks": 64}}},
+            [['[{"role": "user", "content": "1 + 1?"}]', {"do_sample": True, "temperature": 0.6, "top_p": 0.9}]],
+        )
+    )
+]
+_LIGHTEVAL = [
+    {
+        "doc": {
+            "id": "0",
+            "query": "1+1?",
+            "choices": ["2"],
+            "gold_index": [0],
+            "task_name": "x",
+            "generation_size": 9,
+        },
+        "model_response": {"text": ["so 2", "so 3"]},
+        "metric": {"extractive_match": 1.0},
+    },
+    {
+        "doc": {
+            "id": "1",
+            "query": "2+2?",
+            "choices": [["4"]],
+            "gold_index": 0,
+            "task_name": "x",
+            "generation_size": None,
+            "specific": {
+                "eval_harness": json.dumps(
+                    {
+                        "error": None,
+                        "finish_reasons": ["stop"],
+                        "num_prompt_tokens": 3,
+                        "num_completion_tokens": [2],
+                        "seed": 1,
+                        "decoding": {"temperature": 0.6, "top_p": 0.9, "top_k": 0, "max_new_tokens": 8, "seed": 0},
+                    }
+                )
+            },
+        },
+        "model_response": {"text": ["4"]},
+        "metric": None,
+    },
+]
+_INSPECT = {
+    "version": 2,
+    "status": "success",
+    "eval": {
+        "task": "x",
+        "model": "m",
+        "created": "2026-01-01T00:00:00+00:00",
+        "dataset": {"sample_ids": [1, 2]},
+        "config": {},
+        "packages": {"inspect_ai": "0.3"},
+        "model_generate_config": {"temperature": 0.6},
+    },
+    "samples": [
+        {
+            "id": i,
+            "epoch": 1,
+            "input": f"{i} + 1?",
+            "target": str(i + 1),
+            "messages": [{"role": "user", "content": f"{i} + 1?"}, {"role": "assistant", "content": "so"}],
+            "output": {
+                "model": "m",
+                "choices": [{"message": {"role": "assistant", "content": f"so {i + 1}"}, "stop_reason": "stop"}],
+                "usage": {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5},
+            },
+            "scores": {"match": {"value": "C"}},
+        }
+        for i in (1, 2)
+    ],
+}
+_CHATS = [
+    [{"role": "system", "content": "s"}, {"role": "user", "content": "1 + 1?"}],
+    ["1 + 1?", {"max_gen_toks": 3}],
+    "1 + 1?",
+]
+
+
+def _run_record() -> dict[str, Any]:
+    score = {"mean": 0.5, "se": 0.1, "low": 0.3, "high": 0.7}
+    counts = {"num_items": 2, "asked": 2, "scored": 2, "failed": 0, "score": score, "score_strict": score}
+    decoding = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 8, "samples": 1, "seed": 0}
+    result = {
+        "version": 1,
+        "source": "generated",
+        "prompts_hash": "0",
+        "decoding": decoding | {"system_prompt": None},
+        "num_gold_fallback": 0,
+        "num_truncated": 0,
+        "num_no_answer": 0,
+        "num_timeout": 0,
+        "mean_completion_tokens": 3.0,
+        **counts,
+    }
+    return {
+        "schema_version": 4,
+        "kind": "evaluation",
+        "run_id": "r",
+        "fingerprint": "0",
+        "status": "finished",
+        "created": "2026-01-01T00:00:00+00:00",
+        "finished": None,
+        "model": {"name": "m"},
+        "engine": {},
+        "settings": {},
+        "benchmarks": {"tiny_sums": result},
+        "average": score,
+        "timings": {"generate_and_grade_s": 1.0},
+        "environment": {},
+    }
