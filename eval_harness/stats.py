@@ -360,8 +360,8 @@ def mean_of_differences(
     return Difference(
         difference,
         se,
-        difference - half if half != half else max(-1.0, difference - half),
-        difference + half if half != half else min(1.0, difference + half),
+        difference - half,
+        difference + half,
         t_p_value,
         *boot,
         p_value,

@@ -73,7 +73,7 @@ def test_the_conda_environment_is_the_gpu_set():
     assert sorted(pip_section) == sorted(pins("gpu.in"))
 
 
-@pytest.mark.parametrize("extra", ["", "cpu", "gpu", "dev"])
+@pytest.mark.parametrize("extra", ["", "cpu", "gpu", "dev", "report"])
 def test_declared_bounds_admit_the_pins(extra):
     project = PYPROJECT["project"]
     declared = project["optional-dependencies"][extra] if extra else project["dependencies"]

@@ -13,6 +13,7 @@ from eval_harness.benchmarks import get_benchmark
 from eval_harness.stats import Estimate, mean_of_differences, mean_of_estimates, mean_of_items, mean_of_strata
 from gpg_repro.tables.base import BASE, RULES, Column, RowRuns, Table
 from gpg_repro.tables.marks import by_item, by_seed, column_marks, samples, total_marks
+from gpg_repro.tables.shown import MISSING, Cell, ShownFrame, shown
 
 MIN_SEEDS = 3
 """From so many training seeds on, an interval over seeds is given too."""
@@ -38,7 +39,7 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
 
     Returns:
         Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seed_low,
-        seed_high, failed, engine.
+        seed_high, failed, engine, code (commits) and runs (ids, separated by blanks).
     """
     lines = []
     for rule in RULES:
@@ -48,6 +49,7 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
                 "failed": _failed(table, entry, scale),
                 "engine": ", ".join(sorted(_engines(entry))),
             }
+            columns = {column.name_at(scale): column for column in table.columns_at(scale)}
             for name, (estimate, per_seed) in _estimates(table, entry, scale, rule).items():
                 lines.append(
                     {
@@ -59,10 +61,11 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
                         "seed_low": min(per_seed),
                         "seed_high": max(per_seed),
                         **shared,
+                        **_origin(entry, columns.get(name)),
                     }
                 )
-    columns = ["rule", "row", "label", "column", *Estimate.__dataclass_fields__]
-    return pd.DataFrame(lines, columns=[*columns, "num_seeds", "seed_low", "seed_high", "failed", "engine"])
+    names = ["rule", "row", "label", "column", *Estimate.__dataclass_fields__, "num_seeds", "seed_low", "seed_high"]
+    return pd.DataFrame(lines, columns=[*names, "failed", "engine", "code", "runs"])
 
 
 def _estimates(table: Table, entry: RowRuns, scale: str, rule: str) -> dict[str, tuple[Estimate, list[float]]]:
@@ -94,6 +97,19 @@ def _total(table: Table, marks: pd.DataFrame, scale: str) -> Estimate:
 
 def _engines(entry: RowRuns) -> set[str]:
     return {records.read_run(folder).engine["name"] for run in entry.runs for folder in run.folders.values()}
+
+
+def _origin(entry: RowRuns, column: Column | None) -> dict[str, str]:
+    """Commits and ids of the evaluations behind a column of a row (None: behind all of them)."""
+    runs = entry.runs if column is None else filter(None, [entry.of(column)])
+    found = [records.read_run(run.folders[seed]) for run in runs for seed in entry.seeds]
+    return {"code": ", ".join(sorted({code_of(run) for run in found})), "runs": " ".join(run.run_id for run in found)}
+
+
+def code_of(run: records.RunRecord | records.TrainingRecord) -> str:
+    """The commit that made a record, ``+`` where files were changed; says so where there was no checkout."""
+    commit = (run.environment.get("commit") or "no git checkout")[:10]
+    return commit + ("+" if run.environment.get("uncommitted_changes") else "")
 
 
 def _failed(table: Table, entry: RowRuns, scale: str) -> int:
@@ -150,14 +166,20 @@ def difference(
         p_value, num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks the
         number.
     """
+    return _difference(mine, other, *(_cells(table, entry, scale, rule, column) for entry in (mine, other)))
+
+
+def _difference(
+    mine: RowRuns, other: RowRuns, my_cells: dict[object, tuple] | None, other_cells: dict[object, tuple] | None
+) -> dict[str, float | int | bool | None] | None:
+    """:func:`difference` from what :func:`_cells` found of both rows."""
     untrained = set(other.seeds) == {0} and not other.row.trained
     seeds = mine.seeds if untrained else sorted(set(mine.seeds) & set(other.seeds))
-    cells = [_cells(table, entry, scale, rule, column) for entry in (mine, other)]
-    if None in cells or not seeds:
+    if my_cells is None or other_cells is None or not seeds:
         return None
     gaps, weights, single = [], [], [0.0] * len(seeds)
-    for name, (weight, a) in cells[0].items():
-        b = cells[1][name][1]
+    for name, (weight, a) in my_cells.items():
+        b = other_cells[name][1]
         gaps.append((a.mean(axis=1) - b.mean(axis=1)).dropna().to_numpy())
         weights.append(weight)
         single = [s + weight * (a[k] - b[k if k in b else 0]).mean() for s, k in zip(single, seeds, strict=True)]
@@ -222,15 +244,21 @@ def differences(
     Pairs that were not measured, and rows that did not start from the same base, are left out.
 
     Returns:
-        Columns row, label, against, against_label and those of :func:`difference`.
+        Columns row, label, against, against_label, those of :func:`difference`, and runs (ids of the evaluations behind
+        both rows, separated by blanks).
     """
     by_row = {entry.row.key: entry for entry in runs}
+    cells: dict[str, dict[object, tuple] | None] = {}
     lines = []
     for mine, other in table.comparisons if pairs is None else pairs:
         if mine not in by_row or other not in by_row or not comparable(by_row[mine], by_row[other]):
             continue
-        found = difference(table, by_row[mine], by_row[other], scale, rule, column)
+        for key in (mine, other):  # each row's marks are read once, however many pairs it is in
+            if key not in cells:
+                cells[key] = _cells(table, by_row[key], scale, rule, column)
+        found = _difference(by_row[mine], by_row[other], cells[mine], cells[other])
         if found is not None:
+            found["runs"] = " ".join(_origin(by_row[key], column)["runs"] for key in (mine, other))
             labels = {"label": by_row[mine].row.label_at(scale), "against_label": by_row[other].row.label_at(scale)}
             lines.append({"row": mine, "against": other, **labels, **found})
     return pd.DataFrame(lines)
@@ -252,7 +280,7 @@ def training_summary(runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
         alpha_high (mean and range of B/(B-M) in the first draw over steps with a valid group), alpha_applied (mean),
         reward_std (mean), clipped (share of steps whose gradient norm exceeded the limit), grad_norm (mean, before
         clipping), max_grad_norm, num_draws (mean), num_dropped_groups (total), prompts (mean per step), reward_last
-        (mean sampled reward of the last ten steps), train_s (mean per run).
+        (mean sampled reward of the last ten steps), train_s (mean per run), runs (ids, separated by blanks).
     """
     lines = []
     for entry in (run for row in runs for run in row.runs):
@@ -286,36 +314,43 @@ def training_summary(runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
                     [frame.get("reward", pd.Series(dtype=float)).tail(10) for frame in frames]
                 ).mean(),
                 "train_s": sum(run.timings.get("train_s", float("nan")) for run in runs_of_row) / len(frames),
+                "runs": " ".join(run.run_id for run in runs_of_row),
             }
         )
     return pd.DataFrame(lines)
 
 
-def training_layout(summary: pd.DataFrame) -> pd.DataFrame:
+def training_layout(summary: pd.DataFrame) -> ShownFrame:
     """:func:`training_summary` as people read it."""
-    lines = {
-        line.label: {
-            "seeds × steps": f"{line.num_seeds} × {line.num_steps // line.num_seeds}",
-            "mean α called for [range]": _known(
-                line.alpha, f"{line.alpha:.2f} [{line.alpha_low:.2f}, {line.alpha_high:.2f}]"
-            ),
-            "mean α applied": _known(line.alpha_applied, f"{line.alpha_applied:.2f}"),
-            "reward std": _known(line.reward_std, f"{line.reward_std:.3f}"),
-            "steps clipped": f"{100 * line.clipped:.0f} %",
-            "gradient norm (limit)": f"{line.grad_norm:.3f} ({_limit(line.max_grad_norm)})",
-            "draws per step": _known(line.num_draws, f"{line.num_draws:.2f}"),
-            "prompts per step": _known(line.prompts, f"{line.prompts:.1f}"),
-            "valid groups dropped": _known(line.num_dropped_groups, f"{line.num_dropped_groups:.0f}"),
-            "sampled reward, last 10 steps": _known(line.reward_last, f"{line.reward_last:.3f}"),
-            "seconds per run": f"{line.train_s:.0f}",
-        }
-        for line in summary.itertuples()
+    lines = [_training_line(line) for line in summary.itertuples()]
+    return shown(lines, pd.Index([line.label for line in summary.itertuples()], name="row"))
+
+
+def _training_line(line) -> dict[str, Cell]:
+    behind = (("steps", f"{line.num_steps} in all"), ("training seeds", str(line.num_seeds)))
+    runs = tuple(line.runs.split())
+
+    def cell(text: str, value: float, *details: tuple[str, str]) -> Cell:
+        known = not pd.isna(value)
+        return Cell(text if known else MISSING, value if known else None, (*behind, *details), runs)
+
+    return {
+        "seeds × steps": cell(f"{line.num_seeds} × {line.num_steps // line.num_seeds}", line.num_steps),
+        "mean α called for [range]": cell(
+            f"{line.alpha:.2f} [{line.alpha_low:.2f}, {line.alpha_high:.2f}]",
+            line.alpha,
+            ("range", "over the steps that had a group with a signal"),
+        ),
+        "mean α applied": cell(f"{line.alpha_applied:.2f}", line.alpha_applied),
+        "reward std": cell(f"{line.reward_std:.3f}", line.reward_std),
+        "steps clipped": cell(f"{100 * line.clipped:.0f} %", line.clipped),
+        "gradient norm (limit)": cell(f"{line.grad_norm:.3f} ({_limit(line.max_grad_norm)})", line.grad_norm),
+        "draws per step": cell(f"{line.num_draws:.2f}", line.num_draws),
+        "prompts per step": cell(f"{line.prompts:.1f}", line.prompts),
+        "valid groups dropped": cell(f"{line.num_dropped_groups:.0f}", line.num_dropped_groups),
+        "sampled reward, last 10 steps": cell(f"{line.reward_last:.3f}", line.reward_last),
+        "seconds per run": cell(f"{line.train_s:.0f}", line.train_s),
     }
-    return pd.DataFrame(lines).T.rename_axis("row")
-
-
-def _known(value: float, text: str) -> str:
-    return "–" if pd.isna(value) else text
 
 
 def _limit(norm: float) -> str:

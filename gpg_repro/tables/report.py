@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -49,6 +49,8 @@ class Report:
     frame: pd.DataFrame
     notes: list[str]
     results: Path
+    _differences: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+    """By rule; several sections ask for them."""
 
     @property
     def source(self) -> list[RowRuns]:
@@ -117,7 +119,9 @@ class Report:
 
     def differences(self, rule: str = "published") -> pd.DataFrame:
         """Paired differences of the pairs the table is read for."""
-        return differences(self.table, self.source, self.scale, rule=rule)
+        if rule not in self._differences:
+            self._differences[rule] = differences(self.table, self.source, self.scale, rule=rule)
+        return self._differences[rule].copy()
 
     def comparisons(self) -> pd.DataFrame:
         """The same as people read it, the published differences beside ours."""

@@ -23,6 +23,7 @@ from eval_harness.models import check_model, offline_if_unreachable
 from eval_harness.released import Job
 from eval_harness.runner import Overrides, evaluate
 from eval_harness.sources import default_data_root, default_image_root
+from gpg_repro.committed import refuse_work
 from gpg_repro.paths import ROOT
 from gpg_repro.paths import results as default_results
 from gpg_repro.recipe import SCALES, Recipe, load_recipe
@@ -66,12 +67,14 @@ def run_table(
         data_root: local copies of the benchmarks.
 
     Raises:
+        NoRecords: only records may be shown (see :mod:`gpg_repro.committed`).
         UserError: unknown scale, seeds < 1, or (paper scale) models or data that cannot be had; everything missing is
             listed before any work.
     """
     check_scale(scale, seeds)
     if seeds < 1:
         raise UserError(f"SEEDS {seeds}: expected at least 1 seed to train; 0 only shows committed records.")
+    refuse_work(f"{table.name} at scale {scale}")
     resolve_engine(engine)
     root = (results or default_results()) / "runs"
     if scale == "paper":
@@ -434,6 +437,7 @@ def recipe_trainings(
     if scale == "paper":
         found = finished_trainings(recipe, scale, root)
         if not found:
+            refuse_work(f"the training {recipe} at scale {scale}")
             raise UserError(
                 f"no training of {recipe} at paper scale in {root.name}/; start it with "
                 f"`make train RECIPE={recipe} SCALE=paper`."
@@ -442,6 +446,7 @@ def recipe_trainings(
     committed = _seeds_of(REFERENCE / scale / recipe, "training/run.json")
     if seeds == 0 and committed:
         return committed, "committed records"
+    refuse_work(f"the training {recipe} at scale {scale}")
     from gpg_repro.train import train
 
     chosen = [load_recipe(recipe, scale=scale, seed=seed) for seed in range(max(1, seeds))]
