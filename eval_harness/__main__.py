@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_harness import released
-from eval_harness.errors import UserError
+from eval_harness.errors import UserError, disk_told
 from eval_harness.interop import commands as interop
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         ours = {"list": _list, "run": _run, "grade": _grade, "verify": _verify, "compare": _compare, "merge": _merge}
-        return {**ours, "released": released.run, **interop.COMMANDS}[args.command](args)
+        with disk_told(Path.cwd(), verb="read or write"):
+            return {**ours, "released": released.run, **interop.COMMANDS}[args.command](args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -248,6 +249,7 @@ def _grade(args: argparse.Namespace) -> int:
     from eval_harness.benchmarks import get_benchmark
     from eval_harness.graders.base import CONTEXT_KEYS
     from eval_harness.graders.pool import GradingPool
+    from eval_harness.records import write_whole
     from eval_harness.sources import read_jsonl
 
     benchmark = get_benchmark(args.benchmark)
@@ -265,8 +267,7 @@ def _grade(args: argparse.Namespace) -> int:
     with GradingPool() as pool:
         verdicts = pool.grade(benchmark.grader, answers)
     graded = [row | _marks(verdict, args.rule) for row, verdict in zip(rows, verdicts, strict=True)]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in graded), encoding="utf-8")
+    write_whole(args.output, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in graded))
 
     def summary(suffix: str, rule: str) -> str:
         correct = sum(bool(row["correct" + suffix]) for row in graded)

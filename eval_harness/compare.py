@@ -18,7 +18,7 @@ import pandas as pd
 from eval_harness import records, stats
 from eval_harness.benchmarks import all_benchmarks
 from eval_harness.errors import UserError
-from eval_harness.records import Item, RunRecord, Sample
+from eval_harness.records import Item, RunRecord
 
 MEAN = "mean"
 RULES = ("published", "strict")
@@ -77,11 +77,7 @@ def open_side(text: str) -> Side:
     folders = tuple(Path(part.strip()) for part in str(text).split(",") if part.strip())
     if not folders:
         raise UserError("a side of the comparison is empty: give a run folder, or several separated by commas.")
-    runs = tuple(records.read_run(folder) for folder in folders)
-    for folder, run in zip(folders, runs, strict=True):
-        if run.kind != "evaluation" or run.status != "finished":
-            raise UserError(f"{folder} is not a finished evaluation; finish it with the command that started it.")
-    return Side(folders, runs)
+    return Side(folders, tuple(records.read_finished(folder) for folder in folders))
 
 
 def compare(
@@ -202,7 +198,7 @@ def _marks(a: Side, b: Side, name: str, rule: str, notes: list[str]) -> tuple[li
     tables = []
     for folder in (*a.folders, *b.folders):
         table: dict[str, dict[int, float]] = {key: {} for key in order}
-        for sample in records.read_lines(folder / "samples" / f"{name}.jsonl", Sample):
+        for sample in records.read_samples(folder, name):
             if sample.item_id in table:
                 table[sample.item_id][sample.sample] = sample.mark if rule == "published" else sample.mark_strict
         if short := [key for key in order if not table[key]]:
@@ -382,7 +378,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 
     out.mkdir(parents=True, exist_ok=True)
     records.write_json(out / "comparison.json", _plain(comparison.as_dict()))
-    (out / "comparison.md").write_text(text(comparison) + "\n", encoding="utf-8")
+    records.write_whole(out / "comparison.md", text(comparison) + "\n")
     pd.json_normalize(comparison.rows).to_csv(out / "comparison.csv", index=False)
     drawn = figure(comparison)
     files = save_figure(drawn, out / "comparison")

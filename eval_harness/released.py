@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
@@ -387,11 +388,12 @@ def write_tables(lines: Sequence[Line], jobs: Sequence[Job], folder: Path) -> tu
         revision = entry.revision or f"main ({entry.revision_note})"
         markdown.append(f"- {job.title}: {entry.believed}. Settings: {job.settings.source}. Revision: {revision}.")
     paths = folder / "released.md", folder / "released.csv"
-    paths[0].write_text("\n".join(markdown) + "\n", encoding="utf-8")
-    with open(paths[1], "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(Line.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(line) for line in lines)
+    records.write_whole(paths[0], "\n".join(markdown) + "\n")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(Line.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(line) for line in lines)
+    records.write_whole(paths[1], table.getvalue())
     return paths
 
 
@@ -479,7 +481,7 @@ def run(args: argparse.Namespace) -> int:
             failures.append(f"{job.title}: {error}")
             print(f"failed: {error}", flush=True)
             continue
-        mine = lines_of(job, records.read_run(folder))
+        mine = lines_of(job, records.read_finished(folder))
         print(aligned(table_of(mine)) + f"\nrecords: {folder}", flush=True)
         lines += mine
         done.append(job)

@@ -11,6 +11,7 @@ import json
 import math
 import queue
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import xxhash
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from eval_harness import provenance, records
@@ -28,10 +28,11 @@ from eval_harness.benchmarks import Benchmark, get_benchmark, prompts_hash
 from eval_harness.engines import EngineProcess, EngineSettings, Request, Result, Sampling, resolve_engine
 from eval_harness.engines.openai import OpenAIEngine, check_settings, server_of
 from eval_harness.engines.parallel import EngineGroup, placements
-from eval_harness.errors import UserError, unknown
+from eval_harness.errors import UserError, disk_told, unknown
 from eval_harness.graders.base import Verdict, grader_identity
 from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
 from eval_harness.images import ImageError, decode
+from eval_harness.locks import LOCK, OWNER, locked
 from eval_harness.models import check_chat_template
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Decoding, GroupResult, Item, RunRecord, Sample
@@ -335,8 +336,10 @@ def evaluate(
         shard=None if shard is None else {**vars(shard), "fingerprint": whole, "request": request},
         progress=progress,
     )
+    if _is_finished(job):
+        return folder
     _check_space(folder)
-    with locked(folder):
+    with locked(folder, "evaluation"), disk_told(folder):
         return _run(job)
 
 
@@ -423,6 +426,25 @@ def _image_reader(benchmark: Benchmark, items: list[Item], data_root, image_root
     return read
 
 
+def _is_finished(job: _Job) -> bool:
+    """Whether the folder holds this very run, finished and whole; it is only read then, and need not be writable.
+
+    Raises:
+        UserError: finished, but a file of its samples is not the one that the scores were made from.
+    """
+    if not (job.folder / "run.json").exists():
+        return False
+    run = records.read_run(job.folder)
+    if run.kind != "evaluation" or run.fingerprint != job.fingerprint or run.status != "finished":
+        return False
+    gone = [name for name in run.benchmarks if not (job.folder / "samples" / f"{name}.jsonl").exists()]
+    for name in run.benchmarks.keys() - gone:
+        records.read_samples(job.folder, name, run)
+    if gone:
+        print(f"{job.folder}: the samples of {', '.join(gone)} are gone; they are asked again.", file=sys.stderr)
+    return not gone
+
+
 def _run(job: _Job) -> Path:
     folder, fingerprint = job.folder, job.fingerprint
     created, timings = records.now(), {"engine_start_s": 0.0, "generate_and_grade_s": 0.0}
@@ -442,9 +464,10 @@ def _run(job: _Job) -> Path:
             f"{folder} holds shards of a run. Join them with `python -m eval_harness merge {folder}`, or give another "
             "--out."
         )
-    elif folder.exists() and any(p.name != ".lock" for p in folder.iterdir()):
+    elif any(p.name not in (LOCK, OWNER) for p in folder.iterdir()):
         raise UserError(f"{folder} is not empty and not a run folder; give another --out.")
-    tasks = [_open_task(folder, *entry, job.readers[entry[0].name]) for entry in job.loaded]
+    else:
+        previous = None
     record = RunRecord(
         run_id=job.name,
         fingerprint=fingerprint,
@@ -461,22 +484,27 @@ def _run(job: _Job) -> Path:
         provenance=known,
         shard=job.shard,
     )
+    if previous is None:  # before anything else is in the folder: without it a killed try could not be resumed
+        records.write_json(folder / "run.json", record)
+    tasks = [_open_task(folder, *entry, job.readers[entry[0].name]) for entry in job.loaded]
     pending = {task.name: task.pending() for task in tasks}
     if any(pending.values()):
         records.write_json(folder / "run.json", record)
         record = _generate(job, record, tasks, pending)
-    elif (folder / "run.json").exists():
+    elif previous is not None:
         kept = {name: getattr(previous, name) for name in ("engine", "environment", "provenance")}
         record = record.model_copy(update=kept)
-        if previous.status == "finished":
-            return folder
     results = {  # a small benchmark may leave nothing to a shard
         task.name: summarise(task.benchmark, task.items, task.decoding, _samples(task)) for task in tasks if task.items
     }
-    finished = record.model_copy(
-        update={"status": "finished", "finished": records.now(), "benchmarks": results, **averages(results)}
-    )
-    records.write_json(folder / "run.json", finished)
+    finished = {
+        "status": "finished",
+        "finished": records.now(not_before=record.created),
+        "benchmarks": results,
+        "provenance": provenance.with_samples(record.provenance, folder, results),
+        **averages(results),
+    }
+    records.write_json(folder / "run.json", record.model_copy(update=finished))
     return folder
 
 
@@ -856,21 +884,6 @@ def _bars(tasks: list[_Task], pending: dict[str, list[Item]], progress: bool) ->
         )
         for task in tasks
     }
-
-
-def locked(folder: Path) -> FileLock:
-    """The right to write to a run folder, which is made if need be. Use as a context manager.
-
-    Raises:
-        UserError: another process has it, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another run is writing to {folder}. Wait for it, or give another --out.") from None
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}). Give --out a folder you may write to.") from None
 
 
 def _check_space(folder: Path) -> None:
