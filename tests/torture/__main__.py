@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -204,6 +205,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     chosen = [replace(CAMPAIGNS[name]) for name in args.campaigns or CAMPAIGNS]
     states: dict[str, State] = {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end that leaves no victim behind
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background of a shell
     try:
         model = _base()
         for campaign in chosen:

@@ -13,7 +13,7 @@ from typing import Any
 from eval_harness import records
 from eval_harness.errors import UserError
 from eval_harness.models import check_model
-from eval_harness.records import Item, Sample
+from eval_harness.records import Item, Sample, TrainingRecord
 
 TIME_OF_RUN = ("created", "finished", "timings")
 """Fields of run.json that depend on time; ``provenance.sessions`` has an entry for each start besides."""
@@ -79,7 +79,7 @@ EVALUATION = Campaign(
     ],
     {"80": "20"},
     10,
-    phases=(*_EVALUATING, *_STARTING),
+    phases=(*_STARTING, *_EVALUATING),
 )
 TRAINING = Campaign(
     "training",
@@ -90,7 +90,7 @@ TRAINING = Campaign(
     {"max_steps=10": "max_steps=4", "save_steps=2": "save_steps=1"},
     10,
     warm=True,
-    phases=(*_TRAINING, *_STARTING),
+    phases=(*_STARTING, *_TRAINING),
 )
 NOTEBOOK = Campaign(
     "notebook",
@@ -101,7 +101,7 @@ NOTEBOOK = Campaign(
     {},
     15,
     environment=lambda root: {"GPG_RESULTS": str(root / "results")},
-    phases=(*_TRAINING[:-1], *_EVALUATING, *_STARTING, *_TRAINING[-1:], ("papermill|nbclient", "papermill")),
+    phases=(*_STARTING, *_TRAINING[:-1], *_EVALUATING, *_TRAINING[-1:], ("papermill|nbclient", "papermill")),
 )
 CAMPAIGNS = {campaign.name: campaign for campaign in (EVALUATION, TRAINING, NOTEBOOK)}
 
@@ -174,17 +174,16 @@ def inspect(root: Path, before: Snapshot) -> tuple[Snapshot, list[str], int]:
         except UserError as error:
             problems.append(str(error))
             continue
-        kept, found = _samples(root, path.parent) if run.kind == "evaluation" else _steps(root, path.parent)
+        kept, found = _samples(root, path.parent) if run.kind == "evaluation" else _steps(root, path.parent, run)
         now.lines |= kept
         problems += found
         if run.kind == "training" and run.status == "finished":
             problems += _unreadable(path.parent / "checkpoint")
+            continue  # what is left of its trainer's folder is on its way out
+        saves = [save.parent for save in path.parent.glob("trainer/checkpoint-*/complete") if not save.parent.suffix]
+        problems += _unreadable(max(saves, key=_step)) if saves else []
     for save in root.glob("**/checkpoints/checkpoint-*"):
         problems += [] if save.suffix else _unreadable(save)
-    # an older one may be half removed already; the newest is what a start loads
-    for trainer in root.glob("**/trainer"):
-        whole = sorted(trainer.glob("checkpoint-*/complete"), key=lambda path: int(path.parent.name.split("-")[1]))
-        problems += _unreadable(whole[-1].parent) if whole else []
     lost = 0
     for name, lines in before.lines.items():
         gone = [line for key, line in lines.items() if now.lines.get(name, {}).get(key) != line]
@@ -192,6 +191,10 @@ def inspect(root: Path, before: Snapshot) -> tuple[Snapshot, list[str], int]:
             problems.append(f"{name}: {len(gone)} whole lines of before are gone or changed")
             lost += sum(map(len, gone))
     return now, problems, lost
+
+
+def _step(save: Path) -> int:
+    return int(save.name.split("-")[1])
 
 
 def _whole_lines(path: Path) -> list[bytes]:
@@ -221,9 +224,10 @@ def _samples(root: Path, folder: Path) -> tuple[dict, list[str]]:
     return kept, problems
 
 
-def _steps(root: Path, folder: Path) -> tuple[dict, list[str]]:
+def _steps(root: Path, folder: Path, run: TrainingRecord) -> tuple[dict, list[str]]:
     path = folder / "steps.jsonl"
-    saved = max((int(p.parent.name.split("-")[1]) for p in folder.glob("trainer/checkpoint-*/complete")), default=0)
+    whole = [_step(p.parent) for p in folder.glob("trainer/checkpoint-*/complete") if not p.parent.suffix]
+    saved = run.num_steps if run.status == "finished" else max(whole, default=0)
     found: dict[int, bytes] = {}
     problems = []
     for line in _whole_lines(path):

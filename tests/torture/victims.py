@@ -19,7 +19,7 @@ import psutil
 
 HOOK = Path(__file__).resolve().parent / "hook"
 REPOSITORY = Path(__file__).resolve().parents[2]
-ORPHAN_SECONDS = 30.0
+ORPHAN_SECONDS = 120.0
 """How long what a killed process started may take to end by itself."""
 ATTEMPT_SECONDS = 900.0
 

@@ -43,9 +43,9 @@ class Hook:
         if place is not None and len(args) > place and args[place] not in (None, -1):
             path = os.path.join(os.readlink(f"/proc/self/fd/{args[place]}"), path)
         path = os.path.abspath(path)
-        if not path.startswith(self.root):
-            return
         inner = path[len(self.root) :]
+        if not path.startswith(self.root) or "tensorboard" in inner:  # opened for every line, and no record
+            return
         if name == "open" and not args[2] & _WRITES:
             self._read(path, inner)
             return
