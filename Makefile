@@ -87,7 +87,7 @@ reproduce-%: FORCE
 # One after the other; `make -k reproduce-all` goes on after one that failed.
 reproduce-all: $(REPRODUCIBLE) ## every table and figure at SCALE, one after the other
 
-audit: venv ## check the paper's printed numbers against each other: results/tables/audit/
+audit: venv ## check the paper's printed numbers against each other: results/tables/paper_audit.*
 	$(PY) -m gpg_repro audit $(ARGS)
 
 report: venv ## the static site of tables, figures, records and docs: build/report/index.html

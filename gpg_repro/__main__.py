@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("--out", type=Path, metavar="FILE.html", help="default: results/figures/view/<A>--<B>.html")
     view.add_argument("--data-root", type=Path, help="local copies of the benchmarks, for images that lie in them")
     view.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
+    _add_sensitivity(
+        commands.add_parser("sensitivity", help="one model with and without chat template and system prompts, compared")
+    )
     _add_plan(commands.add_parser("plan", help="what a table or figure needs, what is done, what the rest would cost"))
     claims = commands.add_parser("claims", help="each claim of the paper beside its evidence; trains nothing")
     claims.add_argument("--scale", default="tiny", help="smoke, tiny (default) or paper: folder, and what figures show")
@@ -66,6 +69,33 @@ def _parser() -> argparse.ArgumentParser:
     audit = commands.add_parser("audit", help="check the paper's printed numbers against each other; writes a report")
     audit.add_argument("--out", type=Path, metavar="DIR", help="folder for tables/ and figures/ (default: results)")
     return parser
+
+
+def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
+    from gpg_repro.prompts import TRAINED_WITH
+
+    parser.add_argument(
+        "--model", required=True, help="checkpoint folder or hub id; the registry has settings for some"
+    )
+    parser.add_argument("--benchmarks", required=True, help="names, separated by commas")
+    parser.add_argument(
+        "--system",
+        default="",
+        metavar="A,B",
+        help=f"only these system prompts: {', '.join(TRAINED_WITH)} (default: all)",
+    )
+    parser.add_argument("--engine", default="auto", help="auto (default), vllm, transformers or openai")
+    parser.add_argument("--base-url", metavar="URL", help="openai: where the server answers")
+    parser.add_argument("--samples", metavar="auto|K|NAME=K,...", help="completions per item")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each benchmark or group")
+    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N")
+    parser.add_argument("--max-model-len", type=int, metavar="N")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="local copies of the data sets, not the hub")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the runs (default results/runs/sensitivity-…)"
+    )
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +145,7 @@ def main(argv: list[str] | None = None) -> int:
             "claims": _claims,
             "view": _view,
             "report": _report,
+            "sensitivity": _sensitivity,
         }
         with disk_told(Path.cwd(), verb="read or write"):
             status = commands[args.command](args)
@@ -250,6 +281,12 @@ def _report(args: argparse.Namespace) -> int:
     for entry in site.failed:
         print(f"error: {entry.name} failed: {entry.message}", file=sys.stderr)
     return 1 if site.failed else 0
+
+
+def _sensitivity(args: argparse.Namespace) -> int:
+    from gpg_repro import controls
+
+    return controls.main(args)
 
 
 def _launch(args: argparse.Namespace) -> int:

@@ -36,10 +36,10 @@ def is_number(value: object) -> bool:
 
 
 def shown(value: object, digits: int, sign: bool = False) -> str:
-    """A cell with its printed decimals; a dash for what is missing, texts as they are."""
+    """A cell with its printed decimals, half up; a dash for what is missing, texts as they are."""
     if not is_number(value) and not isinstance(value, Decimal):
         return "–" if value is None else str(value)
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    return f"{rounded(value, digits):{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
 def rounded(value: Number, digits: int) -> Decimal:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from eval_harness.style import use_style
 from gpg_repro.viewer.text import visible
 
 # Figure 1 -------------------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ _HALO = [patheffects.Stroke(linewidth=2.8, foreground="white"), patheffects.Norm
 
 def bars_figure(panels: Sequence[Sequence[Panel]], title: str) -> Figure:
     """Panels in rows, each with an axis and a legend of its own: nothing is shared between published and ours."""
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     most = [max(len(row[i].groups) * (len(row[i].bars) + 1.2) for row in panels) for i in range(len(panels[0]))]
     widths = [max(width, 0.62 * max(most)) for width in most]
     figure, axes = plt.subplots(
@@ -159,6 +160,7 @@ def answers_figure(
         footer: how the item was chosen.
         longest: lines of a completion that are drawn; of a longer one the beginning and the end.
     """
+    use_style(grid=False)
     whole = _WIDTH - 2 * _MARGIN
     column = (whole - _GAP * (len(columns) - 1)) / len(columns)
     head = [*_lines("Question: " + question, whole, 30), *_lines(f"Gold: {gold}", whole, 6)]

@@ -10,9 +10,18 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eval_harness.style import (
+    BAND,
+    BASE_BLACK,
+    GPG_BLUE,
+    GRPO_GRAY,
+    HARD_RED,
+    INTERVAL_ALPHA,
+    SFT_GOLD,
+    use_style,
+)
 from gpg_repro.audit.readings import INSIDE, NO_INTERVAL, NOT_COMPARABLE, NOT_PRINTED, OUTSIDE, Reading
 from gpg_repro.counts import shown
-from gpg_repro.plots import BAND, BASE_BLACK, GPG_BLUE, GRPO_GRAY, HARD_RED
 
 _LOOKS = {
     OUTSIDE: (GPG_BLUE, "o", GPG_BLUE, "zero outside the interval"),
@@ -22,7 +31,7 @@ _LOOKS = {
 }
 _VERDICTS = {
     "rounded": (GPG_BLUE, "o", "a count, rounded"),
-    "cut": ("#c08a1e", "s", "a count only with its digits cut off"),
+    "cut": (SFT_GOLD, "s", "a count only with its digits cut off"),
     "none": (HARD_RED, "D", "no count of single samples"),
     "several samples": (BASE_BLACK, "^", "no count: row averages several samples"),
 }
@@ -37,7 +46,7 @@ def differences_figure(panels: Sequence[tuple[str, Sequence[Reading]]], digits: 
         panels: title and readings of each panel, in order.
         digits: printed decimals of a column, for the labels.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
+    use_style()
     blocks = [(title, _lines(readings)) for title, readings in panels]
     most = max(len(lines) for _, lines in blocks)
     figure, axes = plt.subplots(
@@ -80,7 +89,7 @@ def _forest(axis: Axes, lines: Sequence[str | Reading], digits: Mapping[str, int
             continue
         color, marker, face, _ = _LOOKS[line.verdict]
         if line.low is not None:
-            axis.plot([line.low, line.high], [y, y], color=color, lw=2.6, alpha=0.55, solid_capstyle="butt")
+            axis.plot([line.low, line.high], [y, y], color=color, lw=2.6, alpha=INTERVAL_ALPHA, solid_capstyle="butt")
         axis.plot(line.difference, y, marker, color=color, mfc=face, ms=6.5, mew=1.6)
         labels.append(f"{_greek(line.pair)}, {line.column}")
         text = shown(line.difference, digits.get(line.column, 1), sign=True)
@@ -109,9 +118,9 @@ def attainability_figure(scores: pd.DataFrame, power: pd.DataFrame) -> Figure:
         scores: from ``frames.scores_frame``.
         power: from ``frames.power``.
     """
-    sns.set_theme(style="whitegrid", context="notebook")
-    digits = power.groupby("column", sort=False)["decimals"].first()
-    columns = list(digits.index)
+    use_style()
+    digits = {line.column: int(line.decimals) for line in power.itertuples()}
+    columns = list(digits)
     seen = scores.assign(unit=scores["column"].map(lambda column: 10.0 ** -digits[column]))
     seen["off"] = (seen["exact"] - seen["value"]) / seen["unit"]
     seen = seen.groupby(["column", "value", "verdict"], as_index=False).agg(

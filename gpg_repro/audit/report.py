@@ -147,7 +147,7 @@ class Audit:
 
     def rounding_layout(self) -> pd.DataFrame:
         """Rows that cut digits, and how many of their numbers tell."""
-        return rounding_styles(self.rows, self.facts).set_index(["source", "table"])
+        return rounding_styles(self.rows, self.facts).set_index("source")
 
     def remarks_layout(self) -> pd.DataFrame:
         """Facts read, not computed."""
@@ -196,7 +196,7 @@ class Audit:
         sections = [
             *((f"{name}: {meaning}", self.findings_layout(name)) for name, meaning in SEVERITIES.items()),
             ("Printed differences", self.readings_layout()),
-            ("Trend with the group size", self.trends_layout()),
+            ("Trends", self.trends_layout()),
             ("Numbers and states of the code", self.dated_layout()),
             ("What the test of single scores can see", self.power_layout()),
             ("Which set the scores fit", self.sets_layout()),
@@ -238,9 +238,9 @@ class Audit:
             len(tally[name]) for name in (OUTSIDE, INSIDE, NO_INTERVAL, NOT_COMPARABLE, NOT_PRINTED)
         )
         text = (
-            f"Of {len(self.readings)} differences read, {apart} have a 95 % interval (implied by item counts, unpaired) "
-            f"that leaves out zero, {within} one that holds it, {without} are of means of IoUs and have none, {across} "
-            f"are between different sets or meet a row that contradicts itself, {dashes} meet a dash. "
+            f"Of {len(self.readings)} differences read, {apart} have a 95 % interval (implied by item counts, "
+            f"unpaired) that leaves out zero, {within} one that holds it, {without} are of means of IoUs and have "
+            f"none, {across} are between different sets or meet a row that contradicts itself, {dashes} meet a dash. "
             f"{sum(one.holds for one in stated)} of the {len(stated)} differences that the text states follow from the "
             "printed numbers."
         )

@@ -19,11 +19,11 @@ import pandas as pd
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.errors import UserError
 from eval_harness.stats import Z95, wilson
+from eval_harness.style import BASE_BLACK, GPG_BLUE, GPG_LIGHT, GRPO_GRAY, SFT_GOLD
 from gpg_repro.figure_plots import Bar, Look, Panel, bars_figure
 from gpg_repro.figures import FigureReport
 from gpg_repro.figures.base import scale_note
 from gpg_repro.paths import results as default_results
-from gpg_repro.plots import BASE_BLACK, GPG_BLUE, GPG_LIGHT, GRPO_GRAY, SFT_GOLD
 from gpg_repro.published import published_table
 from gpg_repro.tables import get_table
 from gpg_repro.tables import runs as table_runs
@@ -73,6 +73,7 @@ _LOOKS = {
     "gpg_r2": Look(GPG_BLUE),
 }
 """GPG is blue; R0 and our second form are the lighter one, hatched. Other authors' models are grays."""
+_TRAINED = ("gpg_paper", "gpg_released", "sft", "grpo", "gpg_r0", "gpg_r2")
 _SMALLER_AMC = 40
 
 
@@ -104,7 +105,7 @@ def build_figure(
     results: Path | None = None,
     progress: bool = True,
 ) -> Figure1:
-    """Draw the figure and write ``figure1.{png,md,csv,html}``.
+    """Draw the figure and write ``figure1.{png,svg,md,csv,html}``.
 
     Args:
         seeds: 0 takes the committed records of Tables 4 to 8 (those of scale tiny where this scale has none) and trains
@@ -333,15 +334,26 @@ def _bars(
     """Label -> group -> bar, and label -> look."""
     bars: dict[str, dict[str, Bar]] = {}
     looks: dict[str, Look] = {}
+    names = {key: _name(of) for key, of in numbers[numbers["panel"] == panel].groupby("row", sort=False)}
     for line in numbers[numbers["panel"] == panel].itertuples():
-        several = panel == "bottom" and pd.isna(line.num_seeds)
-        label = f"{line.label} ({line.source})" if several else line.label
+        label = names[line.row]
         low, high = (None, None) if pd.isna(line.low) else (line.low, line.high)
         seeds = line.seeds if isinstance(line.seeds, tuple) else ()
         mark = (marks or {}).get((line.row, line.group), "")
         bars.setdefault(label, {})[line.group] = Bar(line.value, low, high, int(line.digits), seeds, mark)
         looks[label] = _LOOKS[line.row]
     return bars, looks
+
+
+def _name(lines: pd.DataFrame) -> str:
+    """What the legend calls a row: with its source where the panel has several, with its seeds where it is trained."""
+    first = lines.iloc[0]
+    if pd.isna(first["num_seeds"]):
+        return first["label"] if first["panel"] == "top" else f"{first['label']} ({first['source']})"
+    if first["row"] not in _TRAINED:
+        return first["label"]
+    counts = sorted({int(count) for count in lines["num_seeds"]})
+    return f"{first['label']}, {'/'.join(map(str, counts))} seed{'s' if counts[-1] > 1 else ''}"
 
 
 def _groups(numbers: pd.DataFrame, panel: str) -> tuple[str, ...]:
@@ -390,15 +402,14 @@ def _our_panel(measured: pd.DataFrame, ours: Mapping[str, Ours], panel: str, wha
     bars, looks = _bars(measured, panel)
     chosen = measured[measured["panel"] == panel]
     captions = {
-        group: "n = " + "/".join(dict.fromkeys(f"{n} × {items}" for n, items in zip(of["num_seeds"], of["num_items"],
-                                                                                  strict=True)))
+        group: "/".join(f"{items:.0f}" for items in sorted(set(of["num_items"]))) + " items"
         for group, of in chosen.groupby("group", sort=False)
-    }  # fmt: skip
+    }
     scales = list(dict.fromkeys(entry.scale for entry in ours.values() if entry.runs))
     kind = "Measured here" if scales == ["paper"] else f"Miniature of {what} ({'/'.join(scales)}, not comparable)"
     origins = ", ".join(dict.fromkeys(entry.origin for entry in ours.values() if entry.runs))
     absent = "; ".join(entry.why_none.splitlines()[0] for entry in ours.values() if entry.why_none)
-    title = f"{kind}, %\n{origins}; n = training seeds × items" if scales else f"Ours, {tables}: not measured"
+    title = f"{kind}, %\n{origins}" if scales else f"Ours, {tables}: not measured"
     return Panel(title, tuple(_broken(group) for group in _groups(measured, panel)),
                  {label: {_broken(group): bar for group, bar in of.items()} for label, of in bars.items()}, looks,
                  absent, {_broken(group): text for group, text in captions.items()})  # fmt: skip

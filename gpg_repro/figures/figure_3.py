@@ -17,11 +17,11 @@ import pandas as pd
 
 from eval_harness import records
 from eval_harness.errors import UserError
+from eval_harness.style import GPG_BLUE, GRPO_GRAY
 from gpg_repro.figure_plots import AnswerColumn, answers_figure
 from gpg_repro.figures import FigureReport
 from gpg_repro.figures.base import scale_note
 from gpg_repro.paths import results as default_results
-from gpg_repro.plots import GPG_BLUE, GRPO_GRAY
 from gpg_repro.tables import get_table
 from gpg_repro.tables import runs as table_runs
 from gpg_repro.tables.base import RULES, Row, RowRuns
@@ -57,7 +57,7 @@ def build_figure(
     results: Path | None = None,
     progress: bool = True,
 ) -> Figure3:
-    """Draw the figure; write ``figure3.{png,md,csv,html}`` and the viewer's page ``figure3_viewer.html``.
+    """Draw the figure; write ``figure3.{png,svg,md,csv,html}`` and the viewer's page ``figure3_viewer.html``.
 
     Args:
         seeds: 0 takes the committed records (of scale tiny where this one has none) and trains only where there are

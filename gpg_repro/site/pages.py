@@ -374,7 +374,7 @@ a group of answers; an answer’s advantage is its reward minus the group’s me
 $\\alpha = \\frac{B}{B - M}$, makes up for the groups that are all right or all wrong.
 
 This site puts each table and figure of the paper beside what this repository measured, and each claim beside what
-supports it. Every number of ours has its count, its interval and the runs it was computed from."""
+supports it. Behind each score and difference of ours stand its counts, its interval and the runs it came from."""
 
 _READING = """\
 - **Sort** a table by any column: click its heading, or move to it with Tab and press Enter. A third time restores it.

@@ -231,7 +231,7 @@ def flat(table: Table, measured: pd.DataFrame, scale: str, origin: str) -> pd.Da
     published, rows = published_scores(table), {row.key: row for row in table.rows}
     titles = {column.name_at(scale): column.title for column in table.printed_columns}
     titles[table.headline_at(scale)] = table.headline
-    out = measured.copy()
+    out = measured.assign(seeds=[" ".join(f"{score:.6f}" for score in scores) for scores in measured["seeds"]])
     out.insert(0, "origin", origin)
     out.insert(0, "scale", scale)
     shown = out["row"].isin(published.index) & (out["rule"] == "published") & out["column"].isin(titles)

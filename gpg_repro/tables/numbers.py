@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from scipy.stats import t as student_t
@@ -13,6 +13,7 @@ from eval_harness.benchmarks import get_benchmark
 from eval_harness.stats import Estimate, mean_of_differences, mean_of_estimates, mean_of_items, mean_of_strata
 from gpg_repro.tables.base import BASE, RULES, Column, RowRuns, Table
 from gpg_repro.tables.marks import by_item, by_seed, column_marks, samples, total_marks
+from gpg_repro.tables.settings import matching, unequal
 from gpg_repro.tables.shown import MISSING, Cell, ShownFrame, shown
 
 MIN_SEEDS = 3
@@ -34,12 +35,12 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
     """One line per rule, row and column (the table's columns, then ``average`` or ``total``), seeds pooled.
 
     Marks of all seeds are the samples of an item, so the interval is over items (clustered), not over training seeds;
-    ``seed_low`` and ``seed_high`` are the smallest and largest score of a single seed. A column that a row was not
-    measured on has no line; an average needs every column that the paper has.
+    ``seeds`` are the scores of the single seeds, ``seed_low`` and ``seed_high`` the extremes. A column that a row was
+    not measured on has no line; an average needs every column that the paper has.
 
     Returns:
-        Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seed_low,
-        seed_high, failed, engine, code (commits) and runs (ids, separated by blanks).
+        Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seeds,
+        seed_low, seed_high, failed, engine, code (commits) and runs (ids, separated by blanks).
     """
     lines = []
     for rule in RULES:
@@ -58,13 +59,24 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
                         "label": entry.row.label_at(scale),
                         "column": name,
                         **estimate.as_dict(),
+                        "seeds": tuple(per_seed),
                         "seed_low": min(per_seed),
                         "seed_high": max(per_seed),
                         **shared,
                         **_origin(entry, columns.get(name)),
                     }
                 )
-    names = ["rule", "row", "label", "column", *Estimate.__dataclass_fields__, "num_seeds", "seed_low", "seed_high"]
+    names = [
+        "rule",
+        "row",
+        "label",
+        "column",
+        *Estimate.__dataclass_fields__,
+        "num_seeds",
+        "seeds",
+        "seed_low",
+        "seed_high",
+    ]
     return pd.DataFrame(lines, columns=[*names, "failed", "engine", "code", "runs"])
 
 
@@ -156,23 +168,33 @@ def difference(
     strata) are weighed as in the number itself. ``low``, ``high`` and ``p_value`` are Student's t on the item
     differences (``eval_harness.stats.mean_of_differences``): they cover items, not training seeds. The differences of
     single seeds (seed k against seed k; an untrained base against every seed) give ``seeds_low`` and ``seeds_high``,
-    Student's t over seeds, from three seeds on; ``seed_min`` and ``seed_max`` are the extremes.
+    Student's t over seeds, from three seeds on; ``seeds`` are they, ``seed_min`` and ``seed_max`` the extremes.
 
     Args:
         column: compare this column instead of the headline.
+        other: the base row stands for the base under the settings of ``mine``, where that was measured.
 
     Returns:
-        difference, low, high, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three seeds),
-        p_value, num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks the
-        number.
+        difference, low, high, seeds, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three
+        seeds), p_value, num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks
+        the number, or where the two were measured under different settings (``tables.settings.refusals`` says how).
     """
-    return _difference(mine, other, *(_cells(table, entry, scale, rule, column) for entry in (mine, other)))
+    return _difference(table, mine, other, scale, column, lambda row: _cells(table, row, scale, rule, column))
 
 
 def _difference(
-    mine: RowRuns, other: RowRuns, my_cells: dict[object, tuple] | None, other_cells: dict[object, tuple] | None
+    table: Table,
+    mine: RowRuns,
+    other: RowRuns,
+    scale: str,
+    column: Column | None,
+    cells_of: Callable[[RowRuns], dict[object, tuple] | None],
 ) -> dict[str, float | int | bool | None] | None:
-    """:func:`difference` from what :func:`_cells` found of both rows."""
+    """:func:`difference`, with the marks of a row from ``cells_of``."""
+    other = matching(mine, other)
+    if unequal(table, mine, other, scale, column):
+        return None
+    my_cells, other_cells = cells_of(mine), cells_of(other)
     untrained = set(other.seeds) == {0} and not other.row.trained
     seeds = mine.seeds if untrained else sorted(set(mine.seeds) & set(other.seeds))
     if my_cells is None or other_cells is None or not seeds:
@@ -191,6 +213,7 @@ def _difference(
         half = float(student_t.ppf(0.975, len(seeds) - 1)) * of_seeds.std(ddof=1) / math.sqrt(len(seeds))
         result |= {"seeds_low": of_seeds.mean() - half, "seeds_high": of_seeds.mean() + half}
     percent = {key: None if value is None else 100 * value for key, value in result.items()}
+    percent["seeds"] = tuple(100 * value for value in single)
     apart = percent["low"] > 0 or percent["high"] < 0  # false too where one item per stratum leaves no interval
     if percent["seeds_low"] is not None:
         apart = apart and not percent["seeds_low"] <= 0 <= percent["seeds_high"]
@@ -215,7 +238,13 @@ def bases(entry: RowRuns) -> set[str]:
 
 
 def comparable(mine: RowRuns, other: RowRuns) -> bool:
-    """Whether two rows started from the same base; one made on another machine can differ."""
+    """Whether two rows started from the same base; one made on another machine can differ.
+
+    Of a released checkpoint the registry says what it was trained from, which is all that is asked against the base.
+    """
+    released = None if mine.row.trained else mine.row.checkpoint
+    if released and released.base and other.row.key == BASE:
+        return released.base == other.row.hub
     a, b = bases(mine), bases(other)
     return not a or not b or a == b
 
@@ -224,7 +253,8 @@ def gains(table: Table, runs: Sequence[RowRuns], scale: str, base: str = BASE, r
     """Every row against one baseline row; no lines if the baseline was not measured.
 
     Returns:
-        Columns row, label, against, and those of :func:`difference`.
+        Columns row, label, against, ``as_row`` (the base was measured again under the row's settings), and those of
+        :func:`difference`.
     """
     by_row = {entry.row.key: entry for entry in runs}
     pairs = [(key, base) for key in by_row if key != base] if base in by_row else []
@@ -241,26 +271,33 @@ def differences(
 ) -> pd.DataFrame:
     """Paired differences of pairs of rows (None: the table's comparisons) in the headline number, or in one column.
 
-    Pairs that were not measured, and rows that did not start from the same base, are left out.
+    Pairs that were not measured, rows that did not start from the same base, and rows measured under different settings
+    are left out.
 
     Returns:
-        Columns row, label, against, against_label, those of :func:`difference`, and runs (ids of the evaluations behind
-        both rows, separated by blanks).
+        Columns row, label, against, against_label, as_row, those of :func:`difference`, and runs (ids of the
+        evaluations behind both rows, separated by blanks).
     """
     by_row = {entry.row.key: entry for entry in runs}
-    cells: dict[str, dict[object, tuple] | None] = {}
+    cells: dict[int, dict[object, tuple] | None] = {}
+
+    def cells_of(entry: RowRuns) -> dict[object, tuple] | None:
+        """A row's marks, read once however many pairs it is in."""
+        if id(entry) not in cells:
+            cells[id(entry)] = _cells(table, entry, scale, rule, column)
+        return cells[id(entry)]
+
     lines = []
-    for mine, other in table.comparisons if pairs is None else pairs:
-        if mine not in by_row or other not in by_row or not comparable(by_row[mine], by_row[other]):
+    for key, against in table.comparisons if pairs is None else pairs:
+        if key not in by_row or against not in by_row or not comparable(by_row[key], by_row[against]):
             continue
-        for key in (mine, other):  # each row's marks are read once, however many pairs it is in
-            if key not in cells:
-                cells[key] = _cells(table, by_row[key], scale, rule, column)
-        found = _difference(by_row[mine], by_row[other], cells[mine], cells[other])
+        mine, other = by_row[key], by_row[against]
+        found = _difference(table, mine, other, scale, column, cells_of)
         if found is not None:
-            found["runs"] = " ".join(_origin(by_row[key], column)["runs"] for key in (mine, other))
-            labels = {"label": by_row[mine].row.label_at(scale), "against_label": by_row[other].row.label_at(scale)}
-            lines.append({"row": mine, "against": other, **labels, **found})
+            measured = matching(mine, other)
+            labels = {"label": mine.row.label_at(scale), "against_label": other.row.label_at(scale)}
+            found["runs"] = " ".join(_origin(entry, column)["runs"] for entry in (mine, measured))
+            lines.append({"row": key, "against": against, **labels, "as_row": measured is not other, **found})
     return pd.DataFrame(lines)
 
 

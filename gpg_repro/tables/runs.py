@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,7 @@ def _run_released(table: Table, engine: str, root: Path, data_root: Path | None,
             + "\n".join(f"- {m}" for m in missing)
         )
     done, engine = [], resolve_engine(engine)
+    base_row = next((row for row in table.rows if row.key == BASE), None)
     for row in table.rows:
         found = {}
         for part in parts[row.key]:
@@ -312,8 +313,28 @@ def _run_released(table: Table, engine: str, root: Path, data_root: Path | None,
             if folders:
                 found[part.column] = RowRuns(part, folders, here.get(part.recipe, {}))
         if found:
-            done.append(_joined(row, found))
+            entry = _joined(row, found)
+            job = base_under_settings_of(row, base_row)
+            if job is not None and row.key in jobs:
+                options = {"engine": engine, "root": root, "data_root": data_root, "progress": progress}
+                measured = released.evaluate_job(job, table.measured_on(row, "paper"), **options)
+                entry = replace(entry, base=RowRuns(base_row, {0: measured}))
+            done.append(entry)
     return done
+
+
+def base_under_settings_of(row: Row, base: Row | None) -> Job | None:
+    """The base's measurement that a released row's gain is over, where the base row's own is under other settings.
+
+    None: the base row's own does; the row was not trained from this base; or the base cannot be measured so (then there
+    is no gain, and the table's notes say why).
+    """
+    known = row.checkpoint, base.checkpoint if base else None
+    if None in known or row.key == base.key or known[0].base != known[1].id:
+        return None
+    own = Job(known[1], base.variant)
+    job = own.measured_as(Job(known[0], row.variant))
+    return None if job == own or job.obstacle else job
 
 
 def _settings_of_base(part: Row) -> dict[str, Any]:

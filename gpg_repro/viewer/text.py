@@ -6,8 +6,9 @@ import re
 import unicodedata
 
 _PLAIN = re.compile(r"[^ -~\n\t]")
-_UNSEEN = {"Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Categories that are named instead of shown: format (bidirectional overrides, zero-width), surrogates, unassigned."""
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Categories that are named: control, format (bidirectional overrides, zero width), surrogate, private, unassigned,
+line and paragraph separators."""
 _JOINERS = "\u200c\u200d"
 """Format characters that words of some scripts and emoji cannot do without."""
 
@@ -15,22 +16,15 @@ _JOINERS = "\u200c\u200d"
 def visible(text: str) -> str:
     """Text in which every character can be seen and written as UTF-8.
 
-    Control characters become their pictures (NUL is ``␀``); what turns the direction of writing, has no width or is no
-    character is named (``⟨U+202E⟩``). New lines and tabs stay; ``\\r\\n`` is a new line.
+    What is a control character, turns the direction of writing, has no width or is no character is named: NUL is
+    ``⟨U+0000⟩``. New lines and tabs stay; ``\\r\\n`` is a new line.
     """
     return _PLAIN.sub(lambda found: _seen(found.group()), text.replace("\r\n", "\n"))
 
 
 def _seen(character: str) -> str:
-    if character in _JOINERS:
-        return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    category = unicodedata.category(character)
-    return f"⟨U+{code:04X}⟩" if category in _UNSEEN or category == "Cc" else character
+    named = unicodedata.category(character) in _UNSEEN and character not in _JOINERS
+    return f"⟨U+{ord(character):04X}⟩" if named else character
 
 
 def clip(text: str, longest: int) -> str:

@@ -50,29 +50,31 @@ def viewer(
         ),
         "search": widgets.Text(placeholder="words, a number", description="search", **wide),
         "item": widgets.Dropdown(description="item", **wide),
-        "sample": widgets.Dropdown(options=[0], description="sample", **wide),
+        "sample": widgets.Dropdown(description="sample", **wide),
     }
     card, count = widgets.HTML(), widgets.Label()
 
+    def offer(control: widgets.Dropdown, options: list) -> None:
+        """Other options; what was chosen stays chosen where it is among them."""
+        values, before = [value for _, value in options], control.value
+        control.options = options
+        control.value = before if before in values else values[0] if values else None
+
     def choose(change: Any = None) -> None:
         now = {name: controls[name].value for name in ("benchmark", "show", "search")}
-        found = [pair for pair in both.pairs if kept(pair, **now)]
+        found = [(number, pair) for number, pair in enumerate(both.pairs) if kept(pair, **now)]
         count.value = f"{len(found)} of {len(both.pairs)} items"
-        before = controls["item"].value
-        controls["item"].options = [(f"{title_of(p.benchmark)} {p.item.item_id}", p) for p in found]
-        if any(pair is before for pair in found):
-            controls["item"].value = before
+        offer(controls["item"], [(f"{title_of(p.benchmark)} {p.item.item_id}", number) for number, p in found])
         draw()
 
     def draw(change: Any = None) -> None:
-        pair = controls["item"].value
-        if pair is None:
-            controls["sample"].options = []
+        number = controls["item"].value
+        if number is None:
             card.value = "<p>No item fits these filters.</p>"
             return
+        pair = both.pairs[number]
         numbers = sorted({sample.sample for samples in pair.answers for sample in samples})
-        if list(controls["sample"].options) != numbers:
-            controls["sample"].options = numbers
+        offer(controls["sample"], [(str(number), number) for number in numbers])
         body = pair_html(pair, both.labels, readers.get(pair.benchmark), _LIMITS, only=controls["sample"].value)
         card.value = f"<style>{page_style()}</style><div class='viewer'><div class='pair'>{body}</div></div>"
 
@@ -82,7 +84,7 @@ def viewer(
         controls[name].observe(draw, names="value")
     choose()
     if chosen is not None:
-        controls["item"].value = chosen
+        controls["item"].value = next(number for number, pair in enumerate(both.pairs) if pair is chosen)
     box = widgets.VBox([
         widgets.HBox([widgets.VBox([controls["benchmark"], controls["show"], controls["search"]]),
                       widgets.VBox([controls["item"], controls["sample"], count])]),

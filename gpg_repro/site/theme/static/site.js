@@ -246,10 +246,8 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || tip.hidden) return;
-    const cell = shownFor;
-    const inside = tip.contains(document.activeElement);
+    if (tip.contains(document.activeElement)) shownFor.focus(); // which shows it again, so this comes first
     hide();
-    if (inside) cell.focus();
   });
   document.addEventListener("click", (event) => {
     if (!tip.contains(event.target) && !event.target.closest?.("td[data-behind]")) hide();
