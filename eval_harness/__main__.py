@@ -312,7 +312,9 @@ def _verify(args: argparse.Namespace) -> int:
     for name, row in report.items():
         word = "reproduced" if row["reproduced"] else "NOT reproduced"
         stored, regraded = ("none" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ("stored", "regraded"))
-        notes = row["problems"] + ([f"versions differ: {', '.join(row['versions'])}"] if row["versions"] else [])
+        counts = [f"{name} {row[name]}" for name in ("asked", "scored", "failed") if name in row]
+        notes = [", ".join(counts)] if counts else []
+        notes += row["problems"] + ([f"versions differ: {', '.join(row['versions'])}"] if row["versions"] else [])
         print(
             f"{name:16} stored {stored}, graded again {regraded}, {row['changed']} marks changed: {word}"
             + "".join(f"; {note}" for note in notes)

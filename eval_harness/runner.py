@@ -788,8 +788,8 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
     """Grade a stored run again, from its items and completions, and compare everything that follows from them.
 
     Returns:
-        Per benchmark: ``stored`` and ``regraded`` score, ``changed`` (number of samples whose marks differ),
-        ``problems`` (what of the record does not follow from items and samples: counts, prompts, either rule's score,
+        Per benchmark: ``stored`` and ``regraded`` score, the record's ``asked``, ``scored`` and ``failed``,
+        ``changed`` (number of samples whose marks differ), ``problems`` (what of the record does not follow from items and samples: counts, prompts, either rule's score,
         the single-sample score), ``versions`` (what is another version now than when the run was graded) and
         ``reproduced``: no mark changed and no problem. Samples that ended in a timeout are graded again too.
         ``average``, where it does not follow from the benchmarks, has an entry of its own.
@@ -821,7 +821,8 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
     items = records.read_lines(folder / "items" / f"{name}.jsonl", Item)
     samples = records.read_lines(folder / "samples" / f"{name}.jsonl", Sample)
     by_id = {item.item_id: item for item in items}
-    problems = _misfits(items, samples, result, run.provenance.get("benchmarks", {}).get(name, {}))
+    known = run.provenance.get("benchmarks", {}).get(name, {})
+    problems = _misfits(items, samples, result, known)
     scored = [s for s in samples if s.status == "scored" and s.item_id in by_id]
     answers = [answer for s in scored for answer in _answers(by_id[s.item_id], [s.completion])]
     verdicts = pool.grade(benchmark.grader, answers)
@@ -841,9 +842,13 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
         ]
         counts = ("num_items", "asked", "scored", "failed")
         problems += [f"{n} is {getattr(found, n)}" for n in counts if getattr(found, n) != getattr(result, n)]
+    digest = records.lines_hash(folder / "samples" / f"{name}.jsonl") if samples else ""
+    if known.get("samples_hash", digest) != digest:
+        problems.append("the samples are not those of the record (samples_hash)")
     return {
         "stored": result.score["mean"] if result.score else None,
         "regraded": regraded,
+        **{name: getattr(result, name) for name in ("asked", "scored", "failed")},
         "changed": changed,
         "problems": problems,
         "versions": _other_versions(run, name, benchmark, result),

@@ -158,7 +158,8 @@ def published_numbers() -> pd.DataFrame:
 
     Returns:
         Columns panel (top, bottom), group, row, label, source, value, low, high (percent; None: no interval follows
-        from the item counts), digits, num_items (None: no count); num_seeds, seeds, scale, asked, scored, failed are empty here.
+        from the item counts), digits, num_items (None: no count); the others
+        are empty here.
     """
     table, lines = get_table(TOP), []
     printed = published_scores(table)
