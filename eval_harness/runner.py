@@ -789,9 +789,10 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
 
     Returns:
         Per benchmark: ``stored`` and ``regraded`` score, the record's ``asked``, ``scored`` and ``failed``,
-        ``changed`` (number of samples whose marks differ), ``problems`` (what of the record does not follow from items and samples: counts, prompts, either rule's score,
-        the single-sample score), ``versions`` (what is another version now than when the run was graded) and
-        ``reproduced``: no mark changed and no problem. Samples that ended in a timeout are graded again too.
+        ``changed`` (number of samples whose marks differ), ``problems`` (what of the record does not follow from items
+        and samples: counts, prompts, either rule's score, the single-sample score, the samples themselves),
+        ``versions`` (what is another version now than when the run was graded) and ``reproduced``: no mark changed
+        and no problem. Samples that ended in a timeout are graded again too.
         ``average``, where it does not follow from the benchmarks, has an entry of its own.
 
     Raises:
