@@ -14,8 +14,10 @@ depends on time or on the order of work, so that a resumed run equals an undistu
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import psutil
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -269,6 +272,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     with disk_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = aside(path)
+        _remove_abandoned(path)
         try:
             with open(temporary, "wb") as file:
                 file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -282,7 +286,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def aside(path: Path) -> Path:
     """The temporary neighbour through which a file is written; :func:`sweep` knows its name."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
+
+
+def _machine() -> str:
+    return xxhash.xxh32_hexdigest(socket.gethostname().encode())
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary neighbours of a file whose writers, on this machine, were killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_machine()}-*.tmp"):
+        process = left.name.rsplit("-", 1)[1].removesuffix(".tmp")
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 def sweep(folder: Path) -> None:

@@ -253,6 +253,23 @@ def test_what_killed_writes_left_is_removed(tmp_path):
         assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
 
 
+def test_what_a_killed_write_left_goes_with_the_next_write(tmp_path):
+    """Of the same file, by a process of this machine that is gone; nobody else's."""
+    path = tmp_path / "table.md"
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    own = records.aside(path).name
+    left = own.replace(f"-{os.getpid()}.", f"-{dead.stdout.strip()}.")
+    others = [
+        own.replace(f"-{os.getpid()}.", f"-{os.getppid()}."),
+        ".table.md.00000000-1.tmp",
+        left.replace("md", "csv"),
+    ]
+    for name in (left, *others):
+        (tmp_path / name).touch()
+    records.write_whole(path, "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "table.md"])
+
+
 def test_a_run_killed_before_its_first_line_resumes(model, engine, tmp_path, monkeypatch):
     """At every step of setting up the folder: the folder is a run's from the first file on."""
     expected = contents(run(model, tmp_path / "whole")).keys()
