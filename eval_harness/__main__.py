@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_harness import contamination, released
-from eval_harness.errors import UserError
+from eval_harness.errors import UserError, disk_told
 from eval_harness.interop import commands as interop
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         ours = {"list": _list, "run": _run, "grade": _grade, "verify": _verify, "compare": _compare, "merge": _merge}
         ours |= {"released": released.run, "contamination": contamination.run}
-        return {**ours, **interop.COMMANDS}[args.command](args)
+        with disk_told(Path.cwd(), verb="read or write"):
+            return {**ours, **interop.COMMANDS}[args.command](args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -253,6 +254,7 @@ def _grade(args: argparse.Namespace) -> int:
     from eval_harness.benchmarks import get_benchmark
     from eval_harness.graders.base import CONTEXT_KEYS, UNFINISHED
     from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
+    from eval_harness.records import write_whole
     from eval_harness.sources import read_jsonl
 
     benchmark = get_benchmark(args.benchmark)
@@ -272,8 +274,7 @@ def _grade(args: argparse.Namespace) -> int:
     with GradingPool(deadline=args.deadline or DEADLINE_SECONDS) as pool:
         verdicts = pool.grade(benchmark.grader, answers)
     graded = [row | _marks(verdict, args.rule) for row, verdict in zip(rows, verdicts, strict=True)]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in graded), encoding="utf-8")
+    write_whole(args.output, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in graded))
 
     def summary(suffix: str, rule: str) -> str:
         correct = sum(bool(row["correct" + suffix]) for row in graded)
@@ -318,7 +319,9 @@ def _verify(args: argparse.Namespace) -> int:
     for name, row in report.items():
         word = "reproduced" if row["reproduced"] else "NOT reproduced"
         stored, regraded = ("none" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ("stored", "regraded"))
-        notes = row["problems"] + ([f"versions differ: {', '.join(row['versions'])}"] if row["versions"] else [])
+        counts = [f"{name} {row[name]}" for name in ("asked", "scored", "failed") if name in row]
+        notes = [", ".join(counts)] if counts else []
+        notes += row["problems"] + ([f"versions differ: {', '.join(row['versions'])}"] if row["versions"] else [])
         print(
             f"{name:16} stored {stored}, graded again {regraded}, {row['changed']} marks changed: {word}"
             + "".join(f"; {note}" for note in notes)

@@ -18,10 +18,11 @@ import pandas as pd
 from eval_harness import records, stats
 from eval_harness.benchmarks import all_benchmarks
 from eval_harness.errors import UserError
-from eval_harness.records import Item, RunRecord, Sample
+from eval_harness.records import Item, RunRecord
 
 MEAN = "mean"
 RULES = ("published", "strict")
+_COUNTS = ("asked", "scored", "failed")
 MIN_SEEDS = 3
 """From so many runs a side on, an interval over items and seeds is given."""
 SEED = 20250404
@@ -77,11 +78,7 @@ def open_side(text: str) -> Side:
     folders = tuple(Path(part.strip()) for part in str(text).split(",") if part.strip())
     if not folders:
         raise UserError("a side of the comparison is empty: give a run folder, or several separated by commas.")
-    runs = tuple(records.read_run(folder) for folder in folders)
-    for folder, run in zip(folders, runs, strict=True):
-        if run.kind != "evaluation" or run.status != "finished":
-            raise UserError(f"{folder} is not a finished evaluation; finish it with the command that started it.")
-    return Side(folders, runs)
+    return Side(folders, tuple(records.read_finished(folder) for folder in folders))
 
 
 def compare(
@@ -138,8 +135,11 @@ def compare(
                 "a": stats.mean_of_items(_pooled(marks[0])).as_dict(),
                 "b": stats.mean_of_items(_pooled(marks[1])).as_dict(),
                 **found.as_dict(),
-                "failed_a": _failed(a, name),
-                "failed_b": _failed(b, name),
+                **{
+                    f"{what}_{key}": _counted(side, name, what)
+                    for key, side in (("a", a), ("b", b))
+                    for what in _COUNTS
+                },
                 **_plan(marks, found, len(runs)),
                 **_seed_fields(a, b, [matrices[-1]]),
             }
@@ -151,14 +151,14 @@ def compare(
         estimates = {
             side: stats.mean_of_estimates([stats.Estimate(**row[side]) for row in rows]).as_dict() for side in "ab"
         }
-        failed = {key: sum(row[key] for row in rows) for key in ("failed_a", "failed_b")}
+        counts = {f"{what}_{key}": sum(row[f"{what}_{key}"] for row in rows) for key in "ab" for what in _COUNTS}
         rows.append(
             {
                 "benchmark": MEAN,
                 "title": f"mean of {len(parts)}",
                 **estimates,
                 **found.as_dict(),
-                **failed,
+                **counts,
                 "samples_to_resolve": None,
                 "detectable": stats.detectable_difference(found.se**2) or None,
                 **_seed_fields(a, b, matrices),
@@ -174,8 +174,9 @@ def compare(
             "not. The mean is one comparison and needs no correction."
         )
     for side in (a, b):
-        lost = sum(_failed(side, name) for name in wanted)
-        notes += [f"{side.name}: {lost} samples failed; they count as wrong."] if lost else []
+        asked, lost = (sum(_counted(side, name, what) for name in wanted) for what in ("asked", "failed"))
+        wrong = ", which count as wrong" if lost else ""
+        notes.append(f"{side.name}: {asked} samples asked, {asked - lost} scored, {lost} failed{wrong}.")
     if max(len(a.runs), len(b.runs)) < MIN_SEEDS:
         notes.append("Intervals cover items (and samples), not training seeds: this is about these checkpoints.")
     return Comparison(a, b, rule, rows, notes)
@@ -202,7 +203,7 @@ def _marks(a: Side, b: Side, name: str, rule: str, notes: list[str]) -> tuple[li
     tables = []
     for folder in (*a.folders, *b.folders):
         table: dict[str, dict[int, float]] = {key: {} for key in order}
-        for sample in records.read_lines(folder / "samples" / f"{name}.jsonl", Sample):
+        for sample in records.read_samples(folder, name):
             if sample.item_id in table:
                 table[sample.item_id][sample.sample] = sample.mark if rule == "published" else sample.mark_strict
         if short := [key for key in order if not table[key]]:
@@ -253,8 +254,9 @@ def _plan(marks: tuple[list[np.ndarray], list[np.ndarray]], found: stats.Differe
     return plan
 
 
-def _failed(side: Side, name: str) -> int:
-    return sum(run.benchmarks[name].failed for run in side.runs)
+def _counted(side: Side, name: str, what: str) -> int:
+    """``asked``, ``scored`` or ``failed`` of a benchmark over a side's runs."""
+    return sum(getattr(run.benchmarks[name], what) for run in side.runs)
 
 
 def _setting_notes(a: Side, b: Side, benchmarks: Sequence[str]) -> list[str]:
@@ -382,8 +384,8 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 
     out.mkdir(parents=True, exist_ok=True)
     records.write_json(out / "comparison.json", _plain(comparison.as_dict()))
-    (out / "comparison.md").write_text(text(comparison) + "\n", encoding="utf-8")
-    pd.json_normalize(comparison.rows).to_csv(out / "comparison.csv", index=False)
+    records.write_whole(out / "comparison.md", text(comparison) + "\n")
+    records.write_whole(out / "comparison.csv", pd.json_normalize(comparison.rows).to_csv(index=False))
     drawn = figure(comparison)
     files = save_figure(drawn, out / "comparison")
     plt.close(drawn)

@@ -18,7 +18,7 @@ from typing import Any
 from eval_harness import records
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.errors import UserError
-from eval_harness.records import RunRecord, Sample
+from eval_harness.records import RunRecord
 from eval_harness.settings import in_words, unequal_settings
 from eval_harness.stats import Marks, holm, item_differences, mean_of_differences, mean_of_items
 
@@ -112,9 +112,8 @@ def read_marks(folder: Path, benchmark: str, rule: str = "published") -> dict[st
     Raises:
         UserError: the run does not hold the benchmark.
     """
-    path = Path(folder) / "samples" / f"{benchmark}.jsonl"
     marks: dict[str, list[float]] = {}
-    for sample in sorted(records.read_lines(path, Sample), key=lambda s: (int(s.item_id), s.sample)):
+    for sample in sorted(records.read_samples(folder, benchmark), key=lambda s: (int(s.item_id), s.sample)):
         marks.setdefault(sample.item_id, []).append(sample.mark if rule == "published" else sample.mark_strict)
     if not marks:
         raise UserError(f"{folder} holds no samples of {benchmark}.")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict
 
@@ -28,6 +27,7 @@ from eval_harness import records
 from eval_harness.errors import UserError
 from eval_harness.graders.box import SCALE, first_box, strict_box, target_polygons
 from eval_harness.images import ImageError, decode
+from eval_harness.locks import locked
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Item, RunRecord, Sample
 from eval_harness.sources import default_data_root, default_image_root
@@ -227,17 +227,12 @@ def add_masks(
     """
     folder = Path(folder)
     records.read_run(folder)  # before the lock makes a folder of a mistyped name
-    try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
-            return _add_masks(folder, segmenter, image_reader, progress)
-    except Timeout:
-        raise UserError(f"another run is writing to {folder}. Wait for it.") from None
+    with locked(folder, "masks"):
+        return _add_masks(folder, segmenter, image_reader, progress)
 
 
 def _add_masks(folder: Path, segmenter: Segmenter, image_reader: Callable, progress: bool) -> RunRecord:
-    run = records.read_run(folder)
-    if run.kind != "evaluation" or run.status != "finished":
-        raise UserError(f"{folder} is not a finished evaluation; finish it first.")
+    run = records.read_finished(folder)
     items = {name: records.read_lines(folder / "items" / f"{name}.jsonl", Item) for name in run.benchmarks}
     items = {name: found for name, found in items.items() if any("polygons" in item.context for item in found)}
     if not items:
@@ -252,7 +247,7 @@ def _add_masks(folder: Path, segmenter: Segmenter, image_reader: Callable, progr
     records.write_json(folder / "run.json", run)
     results = dict(run.benchmarks)
     for name, of_benchmark in items.items():
-        samples = records.read_lines(folder / "samples" / f"{name}.jsonl", Sample)
+        samples = records.read_samples(folder, name)
         marks = _marks(folder, name, of_benchmark, samples, segmenter, image_reader, progress)
         results[name] = with_estimates(run.benchmarks[name], of_benchmark, marks)
     run = run.model_copy(update={"benchmarks": results})

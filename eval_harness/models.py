@@ -50,7 +50,7 @@ def check_model(model: str, revision: str | None = None) -> dict[str, Any]:
         _check_download(model, revision, snapshot, missing)
     for file in sorted(snapshot.glob("*.safetensors")):
         if file.exists():  # a link to what is not there yet is none
-            _check_weights(file, f"Fetch it again: {_download(model, revision)} --force-download")
+            check_weights(file, f"Fetch it again: {_download(model, revision)} --force-download")
     # the cache's folder is named by the commit the revision resolved to
     template = None if missing else has_chat_template(snapshot)
     return {"name": model, "revision": snapshot.name, "weights": None, **_facts(config), "chat_template": template}
@@ -239,7 +239,7 @@ def _check_folder(path: Path) -> dict[str, Any]:
         raise UserError(f"model {path} is incomplete: missing {', '.join(missing)}. Copy or download it again.")
     digest = xxhash.xxh3_128()
     for file in files:
-        _check_weights(file, "Copy or train it again")
+        check_weights(file, "Copy or train it again")
         with open(file, "rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
@@ -252,7 +252,15 @@ def _check_folder(path: Path) -> dict[str, Any]:
     }
 
 
-def _check_weights(file: Path, remedy: str) -> None:
+def check_weights(file: Path, remedy: str) -> None:
+    """Refuse a safetensors file that is not whole.
+
+    Args:
+        remedy: what to do, for the message.
+
+    Raises:
+        UserError: it cannot be read, or is shorter than its header says.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,16 @@ def of_benchmark(benchmark: Benchmark, items: list[Item], data_root: Path | None
         "items_hash": items_hash(items),
         "grader": grader_identity(benchmark.grader),
     }
+
+
+def with_samples(known: Mapping[str, Any], folder: Path, names: Collection[str]) -> dict[str, Any]:
+    """A run's provenance with the hash of the samples that its scores were made from: ``samples_hash``."""
+    benchmarks = {
+        name: {**of_one, **({"samples_hash": records.lines_hash(path)} if name in names else {})}
+        for name, of_one in known.get("benchmarks", {}).items()
+        for path in [Path(folder) / "samples" / f"{name}.jsonl"]
+    }
+    return {**known, "benchmarks": benchmarks} if benchmarks else dict(known)
 
 
 def _data(benchmark: Benchmark, data_root: Path | None) -> dict[str, Any]:

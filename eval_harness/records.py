@@ -14,8 +14,10 @@ depends on time or on the order of work, so that a resumed run equals an undistu
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,9 +26,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import psutil
+import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from eval_harness.errors import UserError
+from eval_harness.errors import UserError, disk_told
 
 SCHEMA_VERSION = 4
 """2 added images, groups, marks between 0 and 1 and reasons per rule; 3 the score of a single sample, provenance and
@@ -222,9 +226,9 @@ class TrainingRecord(_Record):
 R = TypeVar("R", bound=_Record)
 
 
-def now() -> str:
-    """The time in UTC, ISO 8601 to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def now(not_before: str = "") -> str:
+    """The time in UTC, ISO 8601 to the second; ``not_before`` where the clock went back behind it."""
+    return max(datetime.now(UTC).isoformat(timespec="seconds"), not_before)
 
 
 def environment() -> dict[str, Any]:
@@ -256,35 +260,85 @@ def _code_revision(root: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: BaseModel | dict) -> None:
-    """Write a JSON file whole or not at all: to a temporary neighbour, then renamed over the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a JSON file whole or not at all: to a temporary neighbour, then renamed over the old one.
+
+    Raises:
+        UserError: the disk is full, read-only or broken; the old file stays.
+    """
     payload = record.model_dump(mode="json") if isinstance(record, BaseModel) else record
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(payload, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, as :func:`write_json`; its folder is made if need be."""
+    with disk_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = aside(path)
+        _remove_abandoned(path)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def aside(path: Path) -> Path:
+    """The temporary neighbour through which a file is written; :func:`sweep` knows its name."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
+
+
+def _machine() -> str:
+    return xxhash.xxh32_hexdigest(socket.gethostname().encode())
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary neighbours of a file whose writers, on this machine, were killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_machine()}-*.tmp"):
+        process = left.name.rsplit("-", 1)[1].removesuffix(".tmp")
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed writes left in a run's folder. Its lock must be held."""
+    for part in (folder, *(folder / name for name in ("items", "samples", "masks"))):
+        for path in part.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def append_lines(path: Path, records: Iterable[BaseModel]) -> None:
-    """Append records to a JSONL file in a single write, so that a kill leaves at most one torn tail."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = b"".join(json_line(record) for record in records)
-    with open(path, "ab", buffering=0) as file:
-        file.write(data)
+    """Append records to a JSONL file in a single write, so that a kill leaves at most one torn tail.
+
+    Raises:
+        UserError: the disk is full, read-only or broken; the file is as it was.
+    """
+    append_bytes(path, b"".join(json_line(record) for record in records))
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append to a file; when the disk takes only part of it, that part is taken back."""
+    with disk_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            before, rest = file.seek(0, os.SEEK_END), memoryview(data)
+            try:
+                while rest:  # a disk that fills up takes what fits, and tells at the next write
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
 
 
 def replace_lines(path: Path, records: Iterable[BaseModel]) -> None:
     """Write a JSONL file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
-    append_lines(temporary, records)
-    os.replace(temporary, path)
+    write_whole(path, b"".join(json_line(record) for record in records))
 
 
 def json_line(record: BaseModel) -> bytes:
@@ -314,7 +368,7 @@ def read_lines(path: Path, kind: type[R], *, repair: bool = False) -> list[R]:
                 f"{path}: the last line is torn (the run was killed while writing). Resume the run with "
                 "the command that started it; it repairs the file."
             )
-        with open(path, "r+b") as file:
+        with disk_told(path), open(path, "r+b") as file:
             file.truncate(good)
     records = []
     for number, line in enumerate(data[:good].splitlines(), start=1):
@@ -365,6 +419,84 @@ def find_runs(*roots: Path) -> Iterator[tuple[Path, RunRecord | TrainingRecord]]
                 yield path.parent, run
 
 
+def lines_hash(path: Path) -> str:
+    """xxh3_128 of every line of a JSONL file, summed: it does not depend on the order in which lines were written."""
+    total = 0
+    with open(path, "rb") as file:
+        for line in file:
+            total += xxhash.xxh3_128_intdigest(line)
+    return f"{total % (1 << 128):032x}"
+
+
+def read_samples(folder: Path, benchmark: str, run: RunRecord | None = None) -> list[Sample]:
+    """The samples of one benchmark of a finished run, in the order of the file: those its record was made from.
+
+    Args:
+        run: its record, where that was read already.
+
+    Raises:
+        UserError: lines are missing, there twice or changed. Nothing but ``verify`` reads such a file.
+    """
+    folder = Path(folder)
+    run = run or read_run(folder)
+    path = folder / "samples" / f"{benchmark}.jsonl"
+    if run.kind != "evaluation":
+        raise UserError(f"{folder} holds a {run.kind} run; samples exist for evaluations only.")
+    samples = read_lines(path, Sample)
+    result = run.benchmarks.get(benchmark)
+    if result is None:
+        if run.status == "finished":
+            raise UserError(
+                f"{folder} was not measured on {benchmark}; it has {', '.join(run.benchmarks) or 'nothing'}."
+            )
+        return samples
+    problems = misfits(samples, result)
+    known = run.provenance.get("benchmarks", {}).get(benchmark, {}).get("samples_hash")
+    if not problems and known is not None and lines_hash(path) != known:
+        problems = ["its lines are not those of the record (samples_hash)"]
+    if problems:
+        raise UserError(
+            f"{path} does not fit run.json: {'; '.join(problems)}. It was edited or damaged, so nothing is made of it. "
+            f"`python -m eval_harness verify {folder}` tells more; restore the file, or move it away and start the "
+            "run's command again, which asks its items anew."
+        )
+    return samples
+
+
+def read_finished(folder: Path) -> RunRecord:
+    """The record of a finished evaluation whose samples are those that it was made from.
+
+    Raises:
+        UserError: another kind of run, not finished, or see :func:`read_samples`.
+    """
+    run = read_run(folder)
+    if run.kind != "evaluation" or run.status != "finished":
+        raise UserError(f"{folder} is not a finished evaluation; finish it with the command that started it.")
+    for name in run.benchmarks:
+        read_samples(folder, name, run)
+    return run
+
+
+def misfits(samples: list[Sample], result: BenchmarkResult) -> list[str]:
+    """What of a benchmark's counts and score does not follow from its samples as they are marked."""
+    marks: dict[str, dict[int, float]] = {}
+    for sample in samples:
+        marks.setdefault(sample.item_id, {})[sample.sample] = sample.mark
+    distinct = sum(map(len, marks.values()))
+    scored = sum(sample.status == "scored" for sample in samples)
+    problems = [f"{len(samples) - distinct} samples stand there twice"] if len(samples) > distinct else []
+    problems += [f"{distinct} samples, {result.asked} were asked"] if distinct != result.asked else []
+    if not problems and (scored, len(samples) - scored) != (result.scored, result.failed):
+        problems = [
+            f"{scored} scored and {len(samples) - scored} failed, in the record {result.scored} and {result.failed}"
+        ]
+    if not problems and result.score is not None:
+        mean = sum(sum(of_item.values()) / len(of_item) for of_item in marks.values()) / len(marks)
+        if abs(mean - result.score["mean"]) > 1e-9:
+            problems = [f"its marks give {100 * mean:.2f} %, the record says {100 * result.score['mean']:.2f} %"]
+    return problems
+
+
 def samples_frame(folder: Path):
     """All samples of an evaluation run as one pandas frame: the columns of Sample plus ``benchmark``."""
     import pandas as pd
@@ -375,22 +507,35 @@ def samples_frame(folder: Path):
     rows = [
         {"benchmark": name, **sample.model_dump()}
         for name in run.benchmarks
-        for sample in read_lines(Path(folder) / "samples" / f"{name}.jsonl", Sample)
+        for sample in read_samples(folder, name, run)
     ]
     return pd.DataFrame(rows, columns=["benchmark", *Sample.model_fields])
 
 
 def steps_frame(folder: Path):
-    """The per-step metrics of a training run as a pandas frame, one row per optimiser step."""
+    """The per-step metrics of a training run as a pandas frame, one row per optimiser step.
+
+    Raises:
+        UserError: no such file, a damaged line, or, of a finished run, steps that are missing or there twice.
+    """
     import pandas as pd
 
     path = Path(folder) / "steps.jsonl"
     try:
-        return pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+        frame = pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
     except FileNotFoundError:
         raise UserError(f"{folder} has no steps.jsonl; it is not a training run.") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged ({error}); resume the run to rewrite it.") from None
+    run = read_run(folder) if (Path(folder) / "run.json").exists() else None
+    if run is not None and run.kind == "training" and run.status == "finished":
+        steps = frame["step"].tolist() if len(frame) else []
+        if sorted(steps) != list(range(1, run.num_steps + 1)):
+            raise UserError(
+                f"{path} holds {len(steps)} lines ({len(set(steps))} different steps) of the {run.num_steps} steps "
+                "that run.json tells of. It was edited or damaged: restore it, or train again into another folder."
+            )
+    return frame
 
 
 def _first_problem(error: ValidationError) -> str:

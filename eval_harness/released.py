@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from eval_harness.checkpoints import AMC_SETS, Checkpoint, PrintedRow, Settings,
 from eval_harness.engines import EngineError, resolve_engine
 from eval_harness.errors import UserError, unknown
 from eval_harness.models import check_model, is_cached, offline_if_unreachable
-from eval_harness.records import RunRecord
+from eval_harness.records import BenchmarkResult, RunRecord
 from eval_harness.runner import Overrides, decoding_of, evaluate, parse_samples
 from eval_harness.sources import default_data_root
 from eval_harness.stats import Estimate, mean_of_estimates, wilson
@@ -254,12 +255,17 @@ class Line:
     samples: str
     """K; of an average over benchmarks of different K, all of them: ``4/16``."""
     num_items: int
-    measured: float
-    measured_low: float
-    measured_high: float
-    single: float
-    single_low: float
-    single_high: float
+    asked: int
+    """Completions; asked = scored + failed, and one that failed counts as wrong."""
+    scored: int
+    failed: int
+    measured: float | None
+    """None: no completion was scored."""
+    measured_low: float | None
+    measured_high: float | None
+    single: float | None
+    single_low: float | None
+    single_high: float | None
     row: str | None = None
     """The printed row, with its mark."""
     source: str | None = None
@@ -277,16 +283,14 @@ def lines_of(job: Job, run: RunRecord) -> list[Line]:
     for row in rows:
         amc = AMC_SETS[row.amc] if row and row.amc else None
         for name, result in run.benchmarks.items():
-            if result.score is None:
-                continue
             printed, note = None if row is None else row.printed.get(name), ""
             if row and name == amc:
                 printed = row.printed.get("amc")
             elif row and name in AMC_SETS.values():
                 of = f"the {row.amc} problems" if row.amc else "a set that is not known"
                 note = f"printed {row.printed.get('amc')} is of {of}"
-            of_run = (_estimate(result.score), _estimate(result.single or result.score))
-            found.append(_line(job, run, name, str(result.decoding.samples), of_run, row, printed, note))
+            of_run = (_estimate(result.score), _estimate(result.single or result.score)) if result.score else None
+            found.append(_line(job, run, name, [result], of_run, row, printed, note))
         columns = [name.format(amc=amc or AMC_SETS[40]) for name in _MATH]
         results = [run.benchmarks[name] for name in columns if name in run.benchmarks]
         if len(results) == len(_MATH) and all(r.score for r in results):
@@ -297,8 +301,7 @@ def lines_of(job: Job, run: RunRecord) -> list[Line]:
             note = f"with {columns[2]}"
             if row and amc is None:
                 note += "; which AMC set the printed one holds is not known"
-            samples = "/".join(map(str, sorted({r.decoding.samples for r in results})))
-            found.append(_line(job, run, "average", samples, of_run, row, row and row.printed.get("average"), note))
+            found.append(_line(job, run, "average", results, of_run, row, row and row.printed.get("average"), note))
     return found
 
 
@@ -310,27 +313,29 @@ def _line(
     job: Job,
     run: RunRecord,
     column: str,
-    samples: str,
-    of_run: tuple[Estimate, Estimate],
+    results: Sequence[BenchmarkResult],
+    of_run: tuple[Estimate, Estimate] | None,
     row: PrintedRow | None,
     printed: float | None,
     note: str,
 ) -> Line:
-    measured, single = of_run
+    """One line; ``results`` are the benchmarks behind it, ``of_run`` None where no completion was scored."""
+    numbers = {
+        f"{name}{of}": None if of_run is None else 100 * getattr(estimate, of[1:] or "mean")
+        for name, estimate in zip(("measured", "single"), of_run or (None, None), strict=True)
+        for of in ("", "_low", "_high")
+    }
+    counts = {name: sum(getattr(result, name) for result in results) for name in ("asked", "scored", "failed")}
     low, high = (None, None) if printed is None else implied(column, row)
     return Line(
         checkpoint=job.checkpoint.id,
         variant=job.variant,
         revision=run.model["revision"],
         column=column,
-        samples=samples,
-        num_items=int(measured.num_items),
-        measured=100 * measured.mean,
-        measured_low=100 * measured.low,
-        measured_high=100 * measured.high,
-        single=100 * single.mean,
-        single_low=100 * single.low,
-        single_high=100 * single.high,
+        samples="/".join(map(str, sorted({result.decoding.samples for result in results}))),
+        num_items=sum(result.num_items for result in results),
+        **counts,
+        **numbers,
         row=None if row is None else f"{row.method}{' ' if row.mark else ''}{row.mark}",
         source=None if row is None else row.source,
         published=printed,
@@ -363,26 +368,31 @@ def implied(column: str, row: PrintedRow) -> tuple[float, float]:
 
 def table_of(lines: Sequence[Line]) -> list[list[str]]:
     """The lines as people read them, heading first."""
-    head = ["checkpoint", "column", "items", "measured [95 %]", "single sample [95 %]"]
+    head = ["checkpoint", "column", "items", "asked = scored + failed", "measured [95 %]", "single sample [95 %]"]
     rows = [[*head, "published [implied 95 %]", "printed row", "note"]]
     for line in lines:
         k = f"avg@{line.samples} " if line.samples != "1" else ""
         text = "–"
         if line.published is not None:
-            text = f"{line.published:.1f} [{line.published_low:.1f}, {line.published_high:.1f}]"
+            text = _percent(line.published, line.published_low, line.published_high)
         rows.append(
             [
                 line.checkpoint + (f" ({line.variant})" if line.variant else ""),
                 line.column,
                 str(line.num_items),
-                f"{k}{line.measured:.1f} [{line.measured_low:.1f}, {line.measured_high:.1f}]",
-                f"{line.single:.1f} [{line.single_low:.1f}, {line.single_high:.1f}]",
+                f"{line.asked} = {line.scored} + {line.failed}",
+                "none" if line.measured is None else k + _percent(line.measured, line.measured_low, line.measured_high),
+                "none" if line.single is None else _percent(line.single, line.single_low, line.single_high),
                 text,
                 (line.row or "–") + (" (README)" if line.source == "readme" else ""),
                 line.note,
             ]
         )
     return rows
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def write_tables(lines: Sequence[Line], jobs: Sequence[Job], folder: Path) -> tuple[Path, Path]:
@@ -399,7 +409,7 @@ def write_tables(lines: Sequence[Line], jobs: Sequence[Job], folder: Path) -> tu
     ]
     markdown += [
         "- Measured: mean over K samples per item, and the first sample of each item alone, the paper's protocol. "
-        "Intervals over items.",
+        "Intervals over items. Completions that failed count as wrong.",
         "- Published: as printed, with what the item counts alone imply for a single sample.",
         "- AMC: a printed number stands beside the set it is a count of; the Average holds that set and no other.",
     ]
@@ -408,11 +418,12 @@ def write_tables(lines: Sequence[Line], jobs: Sequence[Job], folder: Path) -> tu
         revision = entry.revision or f"main ({entry.revision_note})"
         markdown.append(f"- {job.title}: {entry.believed}. Settings: {job.settings.source}. Revision: {revision}.")
     paths = folder / "released.md", folder / "released.csv"
-    paths[0].write_text("\n".join(markdown) + "\n", encoding="utf-8")
-    with open(paths[1], "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(Line.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(line) for line in lines)
+    records.write_whole(paths[0], "\n".join(markdown) + "\n")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(Line.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(line) for line in lines)
+    records.write_whole(paths[1], table.getvalue())
     return paths
 
 
@@ -500,7 +511,7 @@ def run(args: argparse.Namespace) -> int:
             failures.append(f"{job.title}: {error}")
             print(f"failed: {error}", flush=True)
             continue
-        mine = lines_of(job, records.read_run(folder))
+        mine = lines_of(job, records.read_finished(folder))
         print(aligned(table_of(mine)) + f"\nrecords: {folder}", flush=True)
         lines += mine
         done.append(job)

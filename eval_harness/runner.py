@@ -11,6 +11,7 @@ import json
 import math
 import queue
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import xxhash
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from eval_harness import provenance, records
@@ -30,10 +30,11 @@ from eval_harness.engines import EngineProcess, EngineSettings, Request, Result,
 from eval_harness.engines.openai import OpenAIEngine, check_settings, server_of
 from eval_harness.engines.parallel import EngineGroup, placements
 from eval_harness.engines.shared import SharedEngine
-from eval_harness.errors import UserError, unknown
+from eval_harness.errors import UserError, disk_told, unknown
 from eval_harness.graders.base import UNFINISHED, Verdict, grader_identity
 from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
 from eval_harness.images import ImageError, decode
+from eval_harness.locks import LOCK, OWNER, locked
 from eval_harness.models import check_chat_template
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Decoding, GroupResult, Item, RunRecord, Sample
@@ -340,8 +341,10 @@ def evaluate(
         shared=shared,
         progress=progress,
     )
+    if _is_finished(job):
+        return folder
     _check_space(folder)
-    with locked(folder):
+    with locked(folder, "evaluation"), disk_told(folder):
         return _run(job)
 
 
@@ -436,6 +439,25 @@ def _image_reader(benchmark: Benchmark, items: list[Item], data_root, image_root
     return read
 
 
+def _is_finished(job: _Job) -> bool:
+    """Whether the folder holds this very run, finished and whole; it is only read then, and need not be writable.
+
+    Raises:
+        UserError: finished, but a file of its samples is not the one that the scores were made from.
+    """
+    if not (job.folder / "run.json").exists():
+        return False
+    run = records.read_run(job.folder)
+    if run.kind != "evaluation" or run.fingerprint != job.fingerprint or run.status != "finished":
+        return False
+    gone = [name for name in run.benchmarks if not (job.folder / "samples" / f"{name}.jsonl").exists()]
+    for name in run.benchmarks.keys() - gone:
+        records.read_samples(job.folder, name, run)
+    if gone:
+        print(f"{job.folder}: the samples of {', '.join(gone)} are gone; they are asked again.", file=sys.stderr)
+    return not gone
+
+
 def _run(job: _Job) -> Path:
     folder, fingerprint = job.folder, job.fingerprint
     created, timings = records.now(), {"engine_start_s": 0.0, "generate_and_grade_s": 0.0}
@@ -455,9 +477,10 @@ def _run(job: _Job) -> Path:
             f"{folder} holds shards of a run. Join them with `python -m eval_harness merge {folder}`, or give another "
             "--out."
         )
-    elif folder.exists() and any(p.name != ".lock" for p in folder.iterdir()):
+    elif any(p.name not in (LOCK, OWNER) for p in folder.iterdir()):
         raise UserError(f"{folder} is not empty and not a run folder; give another --out.")
-    tasks = [_open_task(folder, *entry, job.readers[entry[0].name]) for entry in job.loaded]
+    else:
+        previous = None
     record = RunRecord(
         run_id=job.name,
         fingerprint=fingerprint,
@@ -474,22 +497,27 @@ def _run(job: _Job) -> Path:
         provenance=known,
         shard=job.shard,
     )
+    if previous is None:  # before anything else is in the folder: without it a killed try could not be resumed
+        records.write_json(folder / "run.json", record)
+    tasks = [_open_task(folder, *entry, job.readers[entry[0].name]) for entry in job.loaded]
     pending = {task.name: task.pending() for task in tasks}
     if any(pending.values()):
         records.write_json(folder / "run.json", record)
         record = _generate(job, record, tasks, pending)
-    elif (folder / "run.json").exists():
+    elif previous is not None:
         kept = {name: getattr(previous, name) for name in ("engine", "environment", "provenance")}
         record = record.model_copy(update=kept)
-        if previous.status == "finished":
-            return folder
     results = {  # a small benchmark may leave nothing to a shard
         task.name: summarise(task.benchmark, task.items, task.decoding, _samples(task)) for task in tasks if task.items
     }
-    finished = record.model_copy(
-        update={"status": "finished", "finished": records.now(), "benchmarks": results, **averages(results)}
-    )
-    records.write_json(folder / "run.json", finished)
+    finished = {
+        "status": "finished",
+        "finished": records.now(not_before=record.created),
+        "benchmarks": results,
+        "provenance": provenance.with_samples(record.provenance, folder, results),
+        **averages(results),
+    }
+    records.write_json(folder / "run.json", record.model_copy(update=finished))
     return folder
 
 
@@ -760,10 +788,11 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
     """Grade a stored run again, from its items and completions, and compare everything that follows from them.
 
     Returns:
-        Per benchmark: ``stored`` and ``regraded`` score, ``changed`` (number of samples whose marks differ),
-        ``problems`` (what of the record does not follow from items and samples: counts, prompts, either rule's score,
-        the single-sample score), ``versions`` (what is another version now than when the run was graded) and
-        ``reproduced``: no mark changed and no problem. Samples that ended in a timeout are graded again too.
+        Per benchmark: ``stored`` and ``regraded`` score, the record's ``asked``, ``scored`` and ``failed``,
+        ``changed`` (number of samples whose marks differ), ``problems`` (what of the record does not follow from items
+        and samples: counts, prompts, either rule's score, the single-sample score, the samples themselves),
+        ``versions`` (what is another version now than when the run was graded) and ``reproduced``: no mark changed
+        and no problem. Samples that ended in a timeout are graded again too.
         ``average``, where it does not follow from the benchmarks, has an entry of its own.
 
     Raises:
@@ -793,7 +822,8 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
     items = records.read_lines(folder / "items" / f"{name}.jsonl", Item)
     samples = records.read_lines(folder / "samples" / f"{name}.jsonl", Sample)
     by_id = {item.item_id: item for item in items}
-    problems = _misfits(items, samples, result, run.provenance.get("benchmarks", {}).get(name, {}))
+    known = run.provenance.get("benchmarks", {}).get(name, {})
+    problems = _misfits(items, samples, result, known)
     scored = [s for s in samples if s.status == "scored" and s.item_id in by_id]
     answers = [answer for s in scored for answer in _answers(by_id[s.item_id], [s.completion])]
     verdicts = pool.grade(benchmark.grader, answers)
@@ -813,9 +843,13 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
         ]
         counts = ("num_items", "asked", "scored", "failed")
         problems += [f"{n} is {getattr(found, n)}" for n in counts if getattr(found, n) != getattr(result, n)]
+    digest = records.lines_hash(folder / "samples" / f"{name}.jsonl") if samples else ""
+    if known.get("samples_hash", digest) != digest:
+        problems.append("the samples are not those of the record (samples_hash)")
     return {
         "stored": result.score["mean"] if result.score else None,
         "regraded": regraded,
+        **{name: getattr(result, name) for name in ("asked", "scored", "failed")},
         "changed": changed,
         "problems": problems,
         "versions": _other_versions(run, name, benchmark, result),
@@ -887,21 +921,6 @@ def _bars(tasks: list[_Task], pending: dict[str, list[Item]], progress: bool) ->
         )
         for task in tasks
     }
-
-
-def locked(folder: Path) -> FileLock:
-    """The right to write to a run folder, which is made if need be. Use as a context manager.
-
-    Raises:
-        UserError: another process has it, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another run is writing to {folder}. Wait for it, or give another --out.") from None
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}). Give --out a folder you may write to.") from None
 
 
 def _check_space(folder: Path) -> None:

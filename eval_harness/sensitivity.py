@@ -198,7 +198,7 @@ def _mean(estimates: list[Estimate]) -> Estimate:
 
 def _samples(folder: Path, names: Sequence[str]) -> dict[str, list[Sample]]:
     order: Callable[[Sample], tuple] = lambda s: (int(s.item_id), s.sample)  # noqa: E731
-    return {name: sorted(records.read_lines(folder / "samples" / f"{name}.jsonl", Sample), key=order) for name in names}
+    return {name: sorted(records.read_samples(folder, name), key=order) for name in names}
 
 
 def _marks(samples: Sequence[Sample], rule: str) -> list[list[float]]:

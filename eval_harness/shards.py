@@ -112,7 +112,9 @@ def merge(folder: Path) -> Path:
         UserError: no shards, shards that are missing or unfinished (named with what to start again), from different
             settings, data or engines, or with an item twice. Nothing is written then.
     """
-    from eval_harness.runner import averages, locked, summarise
+    from eval_harness.locks import locked
+    from eval_harness.provenance import with_samples
+    from eval_harness.runner import averages, summarise
 
     folder = Path(folder)
     runs = _shards(folder)
@@ -124,7 +126,7 @@ def merge(folder: Path) -> Path:
     request = first.shard["request"]["benchmarks"]
     joined = {name: _joined(name, wanted[2], runs) for name, wanted in request.items()}
     decodings = {name: records.Decoding(**wanted[3]) for name, wanted in request.items()}
-    with locked(folder):
+    with locked(folder, "merge of shards"):
         results = {}
         for name, (items, samples) in joined.items():
             benchmark = _benchmark(name, request[name])
@@ -135,11 +137,11 @@ def merge(folder: Path) -> Path:
             update={
                 "fingerprint": first.shard["fingerprint"],
                 "created": min(run.created for _, run in runs),
-                "finished": records.now(),
+                "finished": records.now(not_before=max(run.created for _, run in runs)),
                 "benchmarks": results,
                 **averages(results),
                 "timings": _timings([run for _, run in runs]),
-                "provenance": _provenance([run for _, run in runs], joined),
+                "provenance": with_samples(_provenance([run for _, run in runs], joined), folder, results),
                 "shard": None,
             }
         )
@@ -244,7 +246,7 @@ def _joined(name: str, prompts: str, runs: list[tuple[Path, records.RunRecord]])
         )
     order = {item.item_id: place for place, item in enumerate(items)}
     samples = [
-        sample for path, _ in runs for sample in records.read_lines(path / "samples" / f"{name}.jsonl", records.Sample)
+        sample for path, run in runs if name in run.benchmarks for sample in records.read_samples(path, name, run)
     ]
     strange = next((s for s in samples if s.item_id not in order), None)
     if strange is not None:

@@ -6,8 +6,11 @@ training. The rest is from the Okabe-Ito set. tests/test_style.py holds them apa
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from eval_harness import records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,8 +45,10 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     Returns:
         The two files.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
-    figure.savefig(files[0], dpi=_DPI)
-    figure.savefig(files[1], metadata={"Date": None})
+    files = []
+    for suffix, options in (("png", {"dpi": _DPI}), ("svg", {"metadata": {"Date": None}})):
+        picture = io.BytesIO()
+        figure.savefig(picture, format=suffix, **options)
+        files.append(path.with_name(f"{path.name}.{suffix}"))
+        records.write_whole(files[-1], picture.getvalue())
     return files

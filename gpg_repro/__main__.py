@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from eval_harness.errors import UserError
+from eval_harness.errors import UserError, disk_told
 
 _SIGPIPE = 141
 """What a shell reports for a command whose reader went away."""
@@ -147,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
             "report": _report,
             "sensitivity": _sensitivity,
         }
-        status = commands[args.command](args)
+        with disk_told(Path.cwd(), verb="read or write"):
+            status = commands[args.command](args)
         sys.stdout.flush()
         return status
     except UserError as error:

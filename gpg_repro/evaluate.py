@@ -18,13 +18,13 @@ from typing import Any
 
 import pandas as pd
 import xxhash
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from eval_harness import records, style
 from eval_harness.benchmarks import get_benchmark, prompts_hash
 from eval_harness.engines import resolve_engine
 from eval_harness.errors import UserError, unknown
+from eval_harness.locks import locked
 from eval_harness.models import check_model
 from eval_harness.records import RunRecord, TrainingRecord
 from eval_harness.runner import Overrides, decoding_of, evaluate, first_items
@@ -225,11 +225,7 @@ def _snapshot(run: Path) -> Iterator[dict[int, Path]]:
     if not whole_saves(run / "trainer"):
         yield {}
         return
-    try:
-        lock = FileLock(run / ".evaluate.lock").acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process is evaluating {run.name}; wait for it.") from None
-    with lock:
+    with locked(run, "evaluation of its checkpoints", name=".evaluate.lock"):
         shutil.rmtree(folder, ignore_errors=True)  # of a try that was killed
         try:
             for path in whole_saves(run / "trainer").values():
@@ -382,7 +378,7 @@ def scores(curve: Curve) -> pd.DataFrame:
     lines = []
     for rule in RULES:
         for one in curve.measured:
-            run: RunRecord = records.read_run(one.folder)
+            run: RunRecord = records.read_finished(one.folder)
             estimates, counts = [], {"asked": 0, "scored": 0, "failed": 0, "truncated": 0}
             shared = {"rule": rule, "step": one.checkpoint.step, "checkpoint": one.checkpoint.name}
             origin = {"engine": run.engine["name"], "records": one.folder.name}

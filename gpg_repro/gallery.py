@@ -80,10 +80,9 @@ class Gallery:
 
     def write(self, path: Path) -> Path:
         """Write a page that needs nothing beside it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         title = html.escape(f"{self.title}: some answers")
         page = f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1>{self.html()}\n"
-        path.write_text(page, encoding="utf-8")
+        records.write_whole(path, page)
         return path
 
 
@@ -143,7 +142,7 @@ def _cards(name: str, by_label: Mapping[str, Path]) -> list[Card]:
     """Items that every folder has, in the order of the first one."""
     first, answers = next(iter(by_label.values())), {}
     for label, folder in by_label.items():
-        samples = records.read_lines(Path(folder) / "samples" / f"{name}.jsonl", Sample)
+        samples = records.read_samples(folder, name)
         answers[label] = {sample.item_id: sample for sample in samples if sample.sample == 0}
     return [
         Card(name, item, {label: known[item.item_id] for label, known in answers.items()})

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from eval_harness.errors import UserError, unknown
+from eval_harness.errors import UserError, disk_told, unknown
 from eval_harness.progress import TEXT_PROGRESS
 from gpg_repro.paths import results
 
@@ -143,7 +143,8 @@ def main(argv: list[str] | None = None) -> int:
             if not separator:
                 raise UserError(f"parameter {pair!r}: expected NAME=value.")
             parameters[name] = yaml.safe_load(value)
-        print(f"executed notebook: {run(args.notebook, parameters, args.out)}")
+        with disk_told(args.out or results(), verb="read or write"):
+            print(f"executed notebook: {run(args.notebook, parameters, args.out)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

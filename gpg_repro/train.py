@@ -20,6 +20,7 @@ import re
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from huggingface_hub import snapshot_download
 from PIL import Image
 from tqdm import tqdm
@@ -38,9 +38,10 @@ from transformers.integrations import TensorBoardCallback
 
 from eval_harness import records
 from eval_harness.engines.base import CONCATENATE, with_images
-from eval_harness.errors import UserError, unknown
+from eval_harness.errors import UserError, disk_told, unknown
 from eval_harness.images import ImageError
-from eval_harness.models import check_model
+from eval_harness.locks import locked
+from eval_harness.models import check_model, check_weights
 from eval_harness.progress import progress_bar
 from eval_harness.records import TrainingRecord
 from gpg_repro.committed import refuse_work
@@ -59,6 +60,8 @@ PROJECT = "gpg-paper-companion"
 KEPT = "checkpoints"
 """Folder of a run with the weights of earlier saves: ``checkpoint-<step>/``."""
 _COMPLETE = "complete"
+_SAVES_AT_HAND = 2
+"""Of TRL's checkpoints so many are kept while training."""
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
 _IMAGES_AT_HAND = 256
 """Decoded training images kept in memory."""
@@ -188,8 +191,8 @@ def train(
     fingerprint = recipe.fingerprint(start)
     folder = (root or results() / "runs") / f"train-{recipe.name}-{recipe.scale}-seed{recipe.seed}-{fingerprint[:8]}"
     if _finished(folder, fingerprint):
+        _tidy(folder)
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
     run = _Run(
         recipe,
         folder,
@@ -206,11 +209,8 @@ def train(
         if not _is_main_process():  # the main process holds the lock
             return _train(run)
         _mention_other_launch(recipe)
-        try:
-            with FileLock(folder / ".lock").acquire(timeout=0):
-                return _train(run)
-        except Timeout:
-            raise UserError(f"another process is training in {folder}; wait for it.") from None
+        with locked(folder, "training"), disk_told(folder):
+            return _train(run)
 
 
 def check_logger(log_to: str | None) -> str:
@@ -267,6 +267,13 @@ def _finished(folder: Path, fingerprint: str) -> bool:
     return run.fingerprint == fingerprint and run.status == "finished" and (folder / "checkpoint").is_dir()
 
 
+def _tidy(folder: Path) -> None:
+    """Remove what a finished run needs no more, where it was killed before it could."""
+    if (folder / "trainer").exists() and _is_main_process():
+        with contextlib.suppress(UserError), locked(folder, "training"):  # in use or read-only: it does no harm
+            shutil.rmtree(folder / "trainer", ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class _Run:
     """One call of ``train``, checked."""
@@ -301,7 +308,7 @@ def _train(run: _Run) -> Path:
         run_id=folder.name,
         fingerprint=run.fingerprint,
         status="running",
-        created=records.now(),
+        created=_created(folder),
         finished=None,
         recipe=recipe.model_dump(),
         base=run.identity,
@@ -325,22 +332,28 @@ def _train(run: _Run) -> Path:
     trained = time.monotonic()
     _save_whole(trainer, folder / "checkpoint")
     if main:
-        shutil.rmtree(folder / "trainer", ignore_errors=True)
         timings = {"prepare_s": round(loaded - started, 2), "train_s": round(trained - loaded, 2)}
         records.write_json(
             folder / "run.json",
             record.model_copy(
                 update={
                     "status": "finished",
-                    "finished": records.now(),
+                    "finished": records.now(not_before=record.created),
                     "checkpoint": "checkpoint",
                     "num_steps": trainer.state.global_step,
                     "timings": timings,
                 }
             ),
         )
+        # after the record: a save of which part is removed must not be what a killed run goes on from
+        shutil.rmtree(folder / "trainer", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _created(folder: Path) -> str:
+    """When a run was started first."""
+    return records.read_run(folder).created if (folder / "run.json").exists() else records.now()
 
 
 def _save_whole(trainer: Any, target: Path) -> None:
@@ -364,7 +377,7 @@ def _save_whole(trainer: Any, target: Path) -> None:
             )
         trainer.processing_class.save_pretrained(partial)
         (partial / "training_args.bin").unlink(missing_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         partial.rename(target)
     trainer.accelerator.wait_for_everyone()
 
@@ -566,7 +579,8 @@ def build_trainer(
         "gradient_checkpointing": t.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": t.save_steps,
-        "save_total_limit": 2,
+        # the library's own limit goes by the time of files: where the clock went back, it removes the newest
+        "save_total_limit": None,
         "logging_steps": 1,
         "report_to": [log_to] if log_to in ("trackio", "wandb") else [],
         "run_name": run_name,
@@ -655,17 +669,59 @@ def _tensorboard(folder: Path) -> TrainerCallback:
 
 
 def _last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed."""
+    """The newest checkpoint that was written to its end and can be read; half-written ones are removed.
+
+    Raises:
+        UserError: there are checkpoints, and none of them can be read.
+    """
     for path in output_dir.glob("checkpoint-*"):  # called by the main process
-        if not (path / _COMPLETE).exists():
+        if path.suffix or not (path / _COMPLETE).exists():
             shutil.rmtree(path)
-    return max(whole_saves(output_dir).items(), default=(0, None))[1]
+    problems = []
+    for path in reversed(whole_saves(output_dir).values()):
+        problem = _unreadable(path)
+        if problem is None:
+            return path
+        problems.append(problem)
+        print(f"{problem} It is not loaded; going on from an earlier one.", file=sys.stderr)
+    if problems:
+        raise UserError(
+            f"{problems[0]} No earlier one can be read either. Nothing was touched: restore it, or move {output_dir} "
+            "away to start this training from its first step."
+        )
+    return None
+
+
+def _unreadable(save: Path) -> str | None:
+    """Why a save that was once written to its end cannot be loaded; None: it can, as far as its files tell."""
+    try:
+        for path in save.glob("*.safetensors"):
+            check_weights(path, "It was damaged after it was saved")
+        for path in (*save.glob("*.pt"), *save.glob("*.pth"), *save.glob("*.bin")):
+            if not zipfile.is_zipfile(path):
+                raise UserError(f"checkpoint file {path} cannot be read. It was damaged after it was saved.")
+        for path in save.glob("*.json"):
+            json.loads(path.read_text(encoding="utf-8"))
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return f"checkpoint file {path} cannot be read ({error}). It was damaged after it was saved."
+    return None
 
 
 def whole_saves(trainer_folder: Path) -> dict[int, Path]:
     """TRL's checkpoints of a training that were written to their end, by step."""
-    found = {path.parent for path in trainer_folder.glob(f"checkpoint-*/{_COMPLETE}")}
+    found = {path.parent for path in trainer_folder.glob(f"checkpoint-*/{_COMPLETE}") if not path.parent.suffix}
     return dict(sorted((int(path.name.rsplit("-", 1)[1]), path) for path in found))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; at no moment does part of it stand under its name."""
+    if folder.exists():
+        condemned = folder.with_name(f"{folder.name}.removed")
+        shutil.rmtree(condemned, ignore_errors=True)
+        folder.rename(condemned)
+        shutil.rmtree(condemned, ignore_errors=True)
 
 
 class _Recorder(TrainerCallback):
@@ -680,7 +736,7 @@ class _Recorder(TrainerCallback):
             path = self._folder / "steps.jsonl"
             lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
             kept = [line for line in lines if _step_of(line) <= state.global_step]  # steps after the checkpoint re-run
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            records.write_whole(path, "".join(line + "\n" for line in kept))
             name = f"{self._recipe.name} ({self._recipe.scale}, seed {self._recipe.seed})"
             self._bar = progress_bar(
                 total=state.max_steps, initial=state.global_step, desc=name, unit="step", disable=not self._progress
@@ -689,8 +745,8 @@ class _Recorder(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:  # the last log sums the run up
             return
-        with open(self._folder / "steps.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        line = json.dumps({"step": state.global_step, **logs}) + "\n"
+        records.append_bytes(self._folder / "steps.jsonl", line.encode("utf-8"))
         if self._bar is not None:
             shown = {key: f"{logs[key]:.2f}" for key in ("reward", "alpha") if key in logs}
             self._bar.set_postfix(shown, refresh=False)
@@ -702,7 +758,10 @@ class _Recorder(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()  # every process writes a part of it
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            output_dir = Path(args.output_dir)
+            (output_dir / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            for path in list(whole_saves(output_dir).values())[:-_SAVES_AT_HAND]:
+                _remove(path)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self._bar is not None:
@@ -718,8 +777,10 @@ class _Keeper(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             for path in self._folder.glob("checkpoint-*"):  # saves that are made again, or were never finished
-                if path.suffix or int(path.name.rsplit("-", 1)[1]) > state.global_step:
+                if path.suffix:
                     shutil.rmtree(path)
+                elif int(path.name.rsplit("-", 1)[1]) > state.global_step:
+                    _remove(path)
 
     def on_save(self, args, state, control, **kwargs):
         if state.global_step < state.max_steps:

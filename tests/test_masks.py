@@ -239,7 +239,8 @@ def run_folder(tmp_path):
     items = [item([LEFT, RIGHT], "0", group="val"), item([LEFT], "1"), item([], "2"), item([LEFT], "3")]
     texts = {"0": (BOX_LEFT, BOX_BOTH), "1": (BOX_LEFT, "nothing"), "2": (BOX_LEFT,) * 2, "3": (BOX_LEFT,) * 2}
     samples = [sample(text, item_id, i) for item_id, pair in texts.items() for i, text in enumerate(pair)]
-    counts = {"num_items": 4, "asked": 8, "scored": 8, "failed": 0, "score": estimate(), "score_strict": estimate()}
+    wrong = estimate() | {"mean": 0.0}
+    counts = {"num_items": 4, "asked": 8, "scored": 8, "failed": 0, "score": wrong, "score_strict": wrong}
     zeros = dict.fromkeys(("num_gold_fallback", "num_truncated", "num_no_answer", "num_timeout"), 0)
     decoding = Decoding(temperature=0, top_p=1, top_k=0, max_new_tokens=8, samples=2, seed=1, system_prompt=None)
     groups = {name: GroupResult(**counts, extra={"other": estimate()}) for name in ("val", "test")}
@@ -265,6 +266,7 @@ def run_folder(tmp_path):
     records.append_lines(folder / "items" / "lisa.jsonl", items)
     records.append_lines(folder / "samples" / "lisa.jsonl", samples)
     records.append_lines(folder / "items" / "geoqa.jsonl", [Item(item_id="0", prompt="?", gold="1")])
+    records.append_lines(folder / "samples" / "geoqa.jsonl", samples)
     return folder
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import pytest
+from hand_made import result_of
 
 from eval_harness import records
 from eval_harness.errors import UserError
@@ -51,6 +52,7 @@ ROWS = {row.key: row for row in TABLE.rows}
 
 def fake_evaluation(folder: Path, right: int | dict[str, int], items: int = 20, failed: int = 0) -> Path:
     """An evaluation in which the first ``right`` items (of each suite) are right and the last ``failed`` failed."""
+    results = {}
     for suite in TINY_SUITES:
         first = right if isinstance(right, int) else right[suite]
         lines = [
@@ -72,6 +74,7 @@ def fake_evaluation(folder: Path, right: int | dict[str, int], items: int = 20, 
             for i in range(items)
         ]
         records.append_lines(folder / "samples" / f"{suite}.jsonl", lines)
+        results[suite] = result_of(suite, lines)
         (folder / "items").mkdir(exist_ok=True)
         (folder / "items" / f"{suite}.jsonl").touch()
     records.write_json(
@@ -85,7 +88,7 @@ def fake_evaluation(folder: Path, right: int | dict[str, int], items: int = 20, 
             model={"name": "m", "weights": "base-weights"},
             engine={"name": "vllm", "version": "0"},
             settings={},
-            benchmarks={},
+            benchmarks=results,
             average=None,
             timings={},
             environment={},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -13,13 +13,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from eval_harness import records
 from eval_harness.errors import UserError
+from eval_harness.locks import locked
 from gpg_repro.datasets import get_training_set
 from gpg_repro.recipe import load_recipe
 from gpg_repro.train import (
+    _last_whole_checkpoint,
     _Recorder,
     _wandb_settings,
     base_model,
@@ -27,6 +30,7 @@ from gpg_repro.train import (
     check_logger,
     train,
     training_rows,
+    whole_saves,
     with_mean_alpha,
 )
 
@@ -66,27 +70,141 @@ def test_a_finished_run_is_found_again(finished):
     assert (finished / "run.json").read_bytes() == before
 
 
-def test_killed_and_restarted_ends_with_the_same_weights(finished, tmp_path):
-    """SIGKILL after a checkpoint: the rest of the run is bit-identical on a CPU, and so are its metrics."""
-    command = [sys.executable, "-m", "gpg_repro", "train", "table3_gpg_age_rs1", "scale=smoke", "--root", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("*/trainer/checkpoint-2/complete")):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+# --- What goes wrong (tests/torture kills it for good) ---------------------------------------------------------------
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (one, other))
+    return a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
+
+
+METRICS = ["step", "reward", "alpha", "loss", "reward_std"]
+
+
+def test_a_disk_that_fills_up_while_training(finished, tmp_path):
+    """On a real file system with room for one save: told in one line; with more room the run ends as undisturbed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        recipe = load_recipe("table3_gpg_age_rs1", scale="smoke")
+        with pytest.raises(
+            UserError, match="cannot write .*: the disk is full.*start the same command again"
+        ) as raised:
+            train(recipe, root=disk, progress=False)
+        assert "\n" not in str(raised.value)
+        (folder,) = disk.glob("train-*")
+        assert records.read_run(folder).status == "running" and not (folder / "checkpoint").exists()
+        assert records.steps_frame(folder)["step"].tolist() == list(range(1, len(records.steps_frame(folder)) + 1))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert train(recipe, root=disk, progress=False) == folder
+        assert same_weights(finished, folder)
+        assert records.steps_frame(folder)[METRICS].equals(records.steps_frame(finished)[METRICS])
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("cut", ["before the record", "while the saves are removed"])
+def test_an_end_that_is_cut_short(cut, finished, tmp_path, monkeypatch):
+    """The final weights are there; the saves go last, so the run need not be made again, and never from half a save."""
+    recipe = load_recipe("table3_gpg_age_rs1", scale="smoke")
+    removed, written = shutil.rmtree, records.write_json
+
+    def remove(path, *args, **kwargs):
+        if Path(path).name == "trainer":
+            removed(Path(path) / "checkpoint-4")  # some of it
+            raise KeyboardInterrupt
+        removed(path, *args, **kwargs)
+
+    def write(path, record):
+        if record.status == "finished":
+            raise KeyboardInterrupt
+        written(path, record)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if cut == "before the record":
+            patch.setattr(records, "write_json", write)
+        else:
+            patch.setattr(shutil, "rmtree", remove)
+        train(recipe, root=tmp_path, progress=False)
     (folder,) = tmp_path.glob("train-*")
-    assert not (folder / "checkpoint").exists() and records.read_run(folder).status == "running"
-    half = folder / "trainer" / "checkpoint-3"  # and a half-written checkpoint on top: it must not be loaded
-    half.mkdir(exist_ok=True)
-    (half / "model.safetensors").write_bytes(b"half")
-    (half / "complete").unlink(missing_ok=True)
-    assert train(load_recipe("table3_gpg_age_rs1", scale="smoke"), root=tmp_path, progress=False) == folder
-    expected, got = (load_file(f / "checkpoint" / "model.safetensors") for f in (finished, folder))
-    assert all((expected[k] == got[k]).all() for k in expected)
-    columns = ["step", "reward", "alpha", "loss", "reward_std"]
-    assert records.steps_frame(folder)[columns].equals(records.steps_frame(finished)[columns])
+    assert (folder / "checkpoint").is_dir() and (folder / "trainer").is_dir()
+    if cut != "before the record":
+        monkeypatch.setattr("gpg_repro.train._train", lambda run: pytest.fail("trained again"))
+    assert train(recipe, root=tmp_path, progress=False) == folder
+    assert not (folder / "trainer").exists() and same_weights(finished, folder)
+    assert records.steps_frame(folder)[METRICS].equals(records.steps_frame(finished)[METRICS])
+
+
+def saves(trainer: Path, *steps: int) -> None:
+    """Saves as the trainer leaves them, in small."""
+    for step in steps:
+        folder = trainer / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        save_file({"weight": torch.zeros(1000)}, folder / "model.safetensors")
+        torch.save({"state": step}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}), encoding="utf-8")
+        (folder / "complete").touch()
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_damaged_save_is_not_loaded(damaged, tmp_path, capsys):
+    saves(tmp_path, 2, 4, 6)
+    (tmp_path / "checkpoint-6" / "complete").unlink()
+    (tmp_path / "checkpoint-1.removed").mkdir()
+    assert _last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    for step in (4, 2):
+        file = tmp_path / f"checkpoint-{step}" / damaged
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        if step == 4:
+            assert _last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+            told = capsys.readouterr().err
+            assert told.count("\n") == 1 and damaged in told and "going on from an earlier one" in told
+    with pytest.raises(UserError, match=f"checkpoint-4/{damaged} cannot be read.*Nothing was touched"):
+        _last_whole_checkpoint(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_the_newest_saves_are_those_of_the_last_steps_whatever_the_clock_says(tmp_path):
+    """The clock went back an hour before each save: the newest by time is the oldest."""
+    recorder = _Recorder(tmp_path, load_recipe("table1_gpg"), progress=False)
+    args = types.SimpleNamespace(output_dir=str(tmp_path / "trainer"))
+    for hours, step in enumerate((2, 4, 10, 12)):
+        saves(tmp_path / "trainer", step)
+        then = time.time() - 3600 * hours
+        os.utime(tmp_path / "trainer" / f"checkpoint-{step}", (then, then))
+        recorder.on_save(args, types.SimpleNamespace(is_world_process_zero=True, global_step=step), None)
+    assert list(whole_saves(tmp_path / "trainer")) == [10, 12]
+    assert sorted(path.name for path in (tmp_path / "trainer").iterdir()) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_the_library_removes_no_saves(build):
+    """It would go by the time of files."""
+    assert build("table1_gpg").args.save_total_limit is None
+
+
+def test_steps_are_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "steps.jsonl").write_text("".join(f'{{"step": {i}}}\n' for i in (1, 2, 3)) + '{"st', encoding="utf-8")
+    before = (tmp_path / "steps.jsonl").read_bytes()
+    recorder = _Recorder(tmp_path, load_recipe("table1_gpg"), progress=False)
+    state = types.SimpleNamespace(is_world_process_zero=True, global_step=2, max_steps=3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+        recorder.on_train_begin(None, state, None)
+    assert (tmp_path / "steps.jsonl").read_bytes() == before
+    recorder.on_train_begin(None, state, None)
+    assert (tmp_path / "steps.jsonl").read_text(encoding="utf-8") == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_folder_in_use_is_refused_with_who_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpg_repro.train._train", lambda run: run.folder)
+    recipe = load_recipe("table1_gpg", scale="smoke")
+    folder = train(recipe, root=tmp_path, progress=False)
+    with locked(folder, "training"), pytest.raises(UserError, match=f"process {os.getpid()} here .*training"):
+        train(recipe, root=tmp_path, progress=False)
+    assert train(recipe, root=tmp_path, progress=False) == folder
 
 
 def test_grpo_baseline_logs_the_same_metrics(tmp_path):

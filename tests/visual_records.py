@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hand_made import result_of
+
 from eval_harness import records
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.records import Item, Sample
@@ -54,7 +56,7 @@ def evaluation(
         model={"name": "m", "weights": weights, "revision": None},
         engine={"name": "vllm", "version": "0"},
         settings={},
-        benchmarks={},
+        benchmarks={name: result_of(name, samples, items) for name, (items, samples) in suites.items()},
         average=None,
         timings={},
         environment={},

@@ -322,7 +322,7 @@ def _source_data(run: RunRecord, benchmark: Benchmark, result: BenchmarkResult) 
 def _instances(folder: Path, benchmark: Benchmark, evaluation_id: str, model_id: str) -> Iterator[dict[str, Any]]:
     """One line per completion and rule, in the order of the items."""
     items = {i.item_id: i for i in records.read_lines(folder / "items" / f"{benchmark.name}.jsonl", Item)}
-    samples = records.read_lines(folder / "samples" / f"{benchmark.name}.jsonl", Sample)
+    samples = records.read_samples(folder, benchmark.name)
     order = {item_id: place for place, item_id in enumerate(items)}
     for sample in sorted(samples, key=lambda s: (order[s.item_id], s.sample)):
         for rule in _RULES:
@@ -502,7 +502,7 @@ def _finished(folder: Path) -> RunRecord:
         raise UserError(f"{folder} holds a {run.kind} run; evaluations are exported.")
     if run.status != "finished":
         raise UserError(f"{folder} is not finished: the command that started it resumes it. Nothing was written.")
-    return run
+    return records.read_finished(folder)
 
 
 def _model_id(run: RunRecord, given: str | None) -> str:
@@ -590,9 +590,5 @@ def _version() -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}); give --output a folder you may write to.") from None
+    records.write_whole(path, text)
     return path

@@ -668,7 +668,8 @@ def _write(
     for benchmark, (items, samples) in contents.items():
         records.append_lines(out / "items" / f"{benchmark}.jsonl", items)
         records.append_lines(out / "samples" / f"{benchmark}.jsonl", samples)
-    records.write_json(out / "run.json", run)
+    whole = run.model_copy(update={"provenance": provenance.with_samples(origin, out, results)})
+    records.write_json(out / "run.json", whole)
     return out
 
 

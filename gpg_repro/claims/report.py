@@ -46,7 +46,7 @@ from gpg_repro.tables import TABLES
 from gpg_repro.tables.base import BASE, source_name
 from gpg_repro.tables.files import save_figure, write_report
 from gpg_repro.tables.layouts import provenance
-from gpg_repro.tables.numbers import MIN_SEEDS
+from gpg_repro.tables.numbers import MIN_SEEDS, count_notes
 from gpg_repro.tables.runs import REFERENCE, check_scale
 
 MINIATURE = "tiny"
@@ -204,7 +204,14 @@ def build_claims(
     )
     read = read.drop_duplicates(["place", "run"]).set_index(["place", "table", "row", "seed"])
     report = ClaimsReport(
-        scale, rows, _sections(rows), _tests(rows, adjusted), _long(rows, scale), _notes(rows, scale), read, results
+        scale,
+        rows,
+        _sections(rows),
+        _tests(rows, adjusted),
+        _long(rows, scale),
+        [*_notes(rows, scale), *_count_notes(sources)],
+        read,
+        results,
     )
     sections = [("How often each word fell", report.counts()), *report.sections, ("The comparisons", report.tests)]
     notes = [*report.summary().split("\n\n"), *report.notes]
@@ -588,6 +595,15 @@ def _notes(rows: Sequence[Row], scale: str) -> list[str]:
             if scale == "smoke"
             else []
         ),
+    ]
+
+
+def _count_notes(sources: Mapping[str, Records]) -> list[str]:
+    """Denominators of the records behind the words."""
+    return [
+        note
+        for place, source in sources.items()
+        for note in count_notes(PLACES[place], [e for entries in source.read.values() for e in entries], source.scale)
     ]
 
 

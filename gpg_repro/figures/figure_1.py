@@ -30,7 +30,7 @@ from gpg_repro.tables import runs as table_runs
 from gpg_repro.tables.base import BASE, Column, RowRuns, Table, published_scores, source_name
 from gpg_repro.tables.files import save_figure, write_report
 from gpg_repro.tables.layouts import provenance
-from gpg_repro.tables.numbers import comparable, differences, scores, verdict
+from gpg_repro.tables.numbers import comparable, count_notes, differences, scores, verdict
 from gpg_repro.tables.printed import arithmetic_notes, attainability, implied_difference, implied_interval
 
 TOP = "4"
@@ -149,7 +149,7 @@ def build_figure(
 
 _COLUMNS = (
     "panel", "group", "row", "label", "source", "value", "low", "high", "digits", "num_items", "num_seeds", "seeds",
-    "scale",
+    "scale", "asked", "scored", "failed",
 )  # fmt: skip
 
 
@@ -158,7 +158,8 @@ def published_numbers() -> pd.DataFrame:
 
     Returns:
         Columns panel (top, bottom), group, row, label, source, value, low, high (percent; None: no interval follows
-        from the item counts), digits, num_items (None: no count), num_seeds, seeds, scale (empty here).
+        from the item counts), digits, num_items (None: no count); the others
+        are empty here.
     """
     table, lines = get_table(TOP), []
     printed = published_scores(table)
@@ -261,6 +262,7 @@ def our_numbers(ours: Mapping[str, Ours]) -> pd.DataFrame:
                     "num_seeds": line.num_seeds,
                     "seeds": tuple(single),
                     "scale": scale,
+                    **{name: getattr(line, name) for name in ("asked", "scored", "failed")},
                 }
             )
     return pd.DataFrame(lines, columns=_COLUMNS)
@@ -321,6 +323,7 @@ def layout(numbers: pd.DataFrame, panel: str) -> pd.DataFrame:
         interval = "" if pd.isna(line.low) else f" [{line.low:.1f}, {line.high:.1f}]"
         seeds = "" if pd.isna(line.num_seeds) else f"{line.num_seeds:.0f} × "
         count = "" if pd.isna(line.num_items) else f"; n = {seeds}{line.num_items:.0f}"
+        count += f", {line.failed:.0f} of the row failed" if line.failed > 0 else ""
         lines.setdefault(label, {})[line.group] = f"{line.value:.{int(line.digits)}f}{interval}{count}"
     return pd.DataFrame(lines).T.reindex(columns=list(dict.fromkeys(chosen["group"]))).fillna("–").rename_axis("row")
 
@@ -537,6 +540,8 @@ def _notes(ours: Mapping[str, Ours], scale: str) -> list[str]:
             if any(word in note for word in drawn) and (name != TOP or note.split(":")[0] in _top_labels())
         ]
     notes += [f"{entry.why_none}." for entry in ours.values() if entry.why_none]
+    for entry in ours.values():
+        notes += count_notes(f"{entry.table.name}, {entry.origin}", entry.runs, entry.scale)
     for entry in ours.values():
         base = next((e for e in entry.runs if e.row.key == BASE), None)
         strangers = [e.row.label for e in entry.runs if e.row.trained and base and not comparable(e, base)]

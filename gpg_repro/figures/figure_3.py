@@ -27,6 +27,7 @@ from gpg_repro.tables import runs as table_runs
 from gpg_repro.tables.base import RULES, Row, RowRuns
 from gpg_repro.tables.files import save_figure, write_report
 from gpg_repro.tables.layouts import provenance
+from gpg_repro.tables.numbers import count_notes
 from gpg_repro.viewer.collect import Pair, SideBySide, cells, marks_of, side_by_side, title_of
 from gpg_repro.viewer.page import Page, counts_text, facts, write_page
 
@@ -80,6 +81,7 @@ def build_figure(
     notes = [
         "A single problem shows what answers look like, not which model is better; the counts are of all items.",
         f"Ours: {', '.join(_source(entry) for entry in runs)}; {origin}; first completion of each item.",
+        *count_notes(origin, runs, shown_scale),
         *both.notes,
         *(
             []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from eval_harness import style
+from eval_harness import records, style
 from gpg_repro.paths import results as default_results
 from gpg_repro.tables.shown import to_html
 
@@ -51,14 +51,14 @@ def write_report(
         page.append(to_html(frame))
     markdown.append("\n".join(f"- {note}" for note in notes))
     page.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
-    paths["md"].write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
-    paths["html"].write_text(
+    records.write_whole(paths["md"], "\n\n".join(markdown) + "\n")
+    records.write_whole(
+        paths["html"],
         f"<!doctype html><meta charset='utf-8'><title>{html.escape(heading)}</title><style>{_STYLE}</style>"
         + "".join(page)
         + "\n",
-        encoding="utf-8",
     )
-    long.to_csv(paths["csv"], index=False)
+    records.write_whole(paths["csv"], long.to_csv(index=False))
     return paths
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from eval_harness import records
 from eval_harness.benchmarks import get_benchmark
-from eval_harness.records import Item, Sample
+from eval_harness.records import Item
 from gpg_repro.tables.base import MASK_IOU, SCORE, Column, RowRuns, Table
 
 
@@ -20,12 +20,22 @@ def samples(folder: Path, benchmark: str) -> pd.DataFrame:
         Columns item_id, failed, ``score`` and ``score_strict`` (marks in [0, 1]), and one per further mark of the
         graders and of the masks; a mask that could not be compared (no polygon) is NaN and left out of every mean.
     """
-    paths = [folder / kind / f"{benchmark}.jsonl" for kind in ("samples", "masks")]
-    return _samples(*paths, *(path.stat().st_mtime_ns if path.exists() else 0 for path in paths))
+    masks = folder / "masks" / f"{benchmark}.jsonl"
+    paths = folder / "run.json", folder / "samples" / f"{benchmark}.jsonl", masks
+    return _samples(folder, benchmark, masks, tuple(map(_state, paths)))
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file even where the clock went back: place and size, not only its time."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @lru_cache(maxsize=512)
-def _samples(path: Path, masks: Path, _changed: int, _masks_changed: int) -> pd.DataFrame:
+def _samples(folder: Path, benchmark: str, masks: Path, _changed: tuple) -> pd.DataFrame:
     lines = [
         {
             "item_id": s.item_id,
@@ -35,7 +45,7 @@ def _samples(path: Path, masks: Path, _changed: int, _masks_changed: int) -> pd.
             f"{SCORE}_strict": s.mark_strict,
             **s.extra,
         }
-        for s in records.read_lines(path, Sample)
+        for s in records.read_samples(folder, benchmark)
     ]
     frame = pd.DataFrame(lines, columns=None if lines else ["item_id", "sample", "failed", SCORE, f"{SCORE}_strict"])
     frame = frame.fillna(0.0)  # a further mark that a sample lacks, as in the run's own scores
@@ -50,11 +60,11 @@ def _samples(path: Path, masks: Path, _changed: int, _masks_changed: int) -> pd.
 def items(folder: Path, benchmark: str) -> dict[str, Item]:
     """The items of one benchmark in one run by id; cached."""
     path = folder / "items" / f"{benchmark}.jsonl"
-    return _items(path, path.stat().st_mtime_ns if path.exists() else 0)
+    return _items(path, _state(path))
 
 
 @lru_cache(maxsize=512)
-def _items(path: Path, _changed: int) -> dict[str, Item]:
+def _items(path: Path, _changed: tuple | None) -> dict[str, Item]:
     return {item.item_id: item for item in records.read_lines(path, Item)}
 
 

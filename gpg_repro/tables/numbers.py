@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pandas as pd
 from scipy.stats import t as student_t
@@ -40,14 +41,15 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
 
     Returns:
         Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seeds,
-        seed_low, seed_high, failed, engine, code (commits) and runs (ids, separated by blanks).
+        seed_low, seed_high, asked, scored, failed (completions of the row over all its columns; asked = scored +
+        failed), engine, code (commits) and runs (ids, separated by blanks).
     """
     lines = []
     for rule in RULES:
         for entry in runs:
             shared = {
                 "num_seeds": len(entry.seeds),
-                "failed": _failed(table, entry, scale),
+                **_asked(table, entry, scale),
                 "engine": ", ".join(sorted(_engines(entry))),
             }
             columns = {column.name_at(scale): column for column in table.columns_at(scale)}
@@ -77,7 +79,7 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
         "seed_low",
         "seed_high",
     ]
-    return pd.DataFrame(lines, columns=[*names, "failed", "engine", "code", "runs"])
+    return pd.DataFrame(lines, columns=[*names, "asked", "scored", "failed", "engine", "code", "runs"])
 
 
 def _estimates(table: Table, entry: RowRuns, scale: str, rule: str) -> dict[str, tuple[Estimate, list[float]]]:
@@ -124,14 +126,45 @@ def code_of(run: records.RunRecord | records.TrainingRecord) -> str:
     return commit + ("+" if run.environment.get("uncommitted_changes") else "")
 
 
-def _failed(table: Table, entry: RowRuns, scale: str) -> int:
-    """Samples of the row that failed, over all its benchmarks and seeds."""
-    return sum(
-        int(samples(run.folders[seed], name)["failed"].sum())
-        for run in entry.runs
-        for seed in entry.seeds
-        for name in table.measured_on(run.row, scale)
+def _asked(table: Table, entry: RowRuns, scale: str) -> dict[str, int]:
+    """Completions of the row over all its benchmarks and seeds: asked, scored, failed."""
+    failed = pd.concat(
+        [
+            samples(run.folders[seed], name)["failed"]
+            for run in entry.runs
+            for seed in entry.seeds
+            for name in table.measured_on(run.row, scale)
+        ]
+        or [pd.Series(dtype=bool)]
     )
+    return {"asked": len(failed), "scored": int((~failed.astype(bool)).sum()), "failed": int(failed.sum())}
+
+
+def count_notes(origin: str, runs: Sequence[RowRuns], scale: str) -> list[str]:
+    """The denominators of some rows: how many completions were asked, scored and failed, and whose failed.
+
+    Args:
+        origin: what the rows are: ``this run``, ``committed records``.
+    """
+    found: dict[Path, tuple[str, records.RunRecord]] = {}
+    for entry in (run for row in runs for run in row.runs):
+        for seed, folder in entry.folders.items():
+            found.setdefault(folder, (f"{entry.row.label_at(scale)}, seed {seed}", records.read_run(folder)))
+    if not found:
+        return []
+
+    def total(run: records.RunRecord, name: str) -> int:
+        return sum(getattr(result, name) for result in run.benchmarks.values())
+
+    asked, scored, failed = (
+        sum(total(run, name) for _, run in found.values()) for name in ("asked", "scored", "failed")
+    )
+    notes = [f"Completions ({origin}): {asked} asked, {scored} scored, {failed} failed."]
+    return notes + [
+        f"{label}: {total(run, 'failed')} of {total(run, 'asked')} completions failed and count as wrong."
+        for label, run in found.values()
+        if total(run, "failed")
+    ]
 
 
 def _cells(table: Table, entry: RowRuns, scale: str, rule: str, column: Column | None) -> dict[object, tuple] | None:

@@ -22,6 +22,7 @@ from gpg_repro.tables.numbers import (
     MIN_SEEDS,
     all_pairs,
     bases,
+    count_notes,
     differences,
     gains,
     scores,
@@ -240,14 +241,8 @@ def notes_for(table: Table, scale: str, runs: Sequence[RowRuns], committed: Sequ
     notes += [f"{row.label}: {row.note}." for row in table.rows_at(scale) if row.note]
     if table.published:
         notes += [f"Arithmetic of the paper's own numbers. {note}" for note in arithmetic_notes(table)]
-    for entry in (run for row in [*runs, *committed] for run in row.runs):
-        for seed, folder in entry.folders.items():
-            run = records.read_run(folder)
-            failed = sum(result.failed for result in run.benchmarks.values())
-            if failed:
-                notes.append(f"{entry.row.label}, seed {seed}: {failed} samples failed and count as wrong.")
     for origin, entries in (("this run", runs), ("committed records", committed)):
-        notes += _base_notes(origin, entries)
+        notes += count_notes(origin, entries, scale) + _base_notes(origin, entries)
         notes += refusals(table, entries, scale) + engine_note(entries)
     if scale == "paper":
         notes += _sample_notes(runs)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pandas as pd
 
 from eval_harness import records
-from eval_harness.records import Sample
 from gpg_repro.tables.base import SAME_MARK, RowRuns, Table
 from gpg_repro.tables.shown import Cell, ShownFrame, shown
 
@@ -24,11 +23,7 @@ def disagreements(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataF
     lines = []
     for entry in (run for row in runs for run in row.runs):
         for name in table.measured_on(entry.row, scale):
-            samples = [
-                sample
-                for folder in entry.folders.values()
-                for sample in records.read_lines(folder / "samples" / f"{name}.jsonl", Sample)
-            ]
+            samples = [sample for folder in entry.folders.values() for sample in records.read_samples(folder, name)]
             if not samples:
                 continue
             gaps = [sample.mark - sample.mark_strict for sample in samples]

@@ -236,7 +236,7 @@ def _match(name: str, sides: tuple[Side, Side]) -> tuple[list[Pair], list[str]]:
     answers: list[dict[str, list[Sample]]] = []
     for side in sides:
         by_item: dict[str, list[Sample]] = {}
-        for sample in records.read_lines(side.folder / "samples" / f"{name}.jsonl", Sample):
+        for sample in records.read_samples(side.folder, name):
             by_item.setdefault(sample.item_id, []).append(sample)
         answers.append(by_item)
     pairs, others, unanswered = [], 0, 0

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from eval_harness import records
 from eval_harness.errors import UserError
 from eval_harness.records import Item, Sample
 from eval_harness.sources import default_data_root, default_image_root
@@ -260,8 +261,7 @@ def build_page(
 def write_page(both: SideBySide, path: Path, **options) -> Page:
     """Write :func:`build_page` to a file; options are its."""
     page = build_page(both, **options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.html, encoding="utf-8")
+    records.write_whole(path, page.html)
     return page
 
 
