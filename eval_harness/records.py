@@ -18,15 +18,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from eval_harness.errors import UserError
+from eval_harness.errors import UserError, unknown
 
 SCHEMA_VERSION = 4
 """2 added images, groups, marks between 0 and 1 and reasons per rule; 3 the score of a single sample, provenance and
@@ -291,39 +291,55 @@ def json_line(record: BaseModel) -> bytes:
 
 
 def read_lines(path: Path, kind: type[R], *, repair: bool = False) -> list[R]:
-    """Read a JSONL file of records.
+    """Read a JSONL file of records into memory; see :func:`iter_lines`."""
+    return list(iter_lines(path, kind, repair=repair))
+
+
+def iter_lines(path: Path, kind: type[R], *, repair: bool = False) -> Iterator[R]:
+    """The records of a JSONL file one by one, in the memory of one: what reads a million of them takes this door.
 
     Args:
-        path: the file; a missing one is an empty list.
+        path: the file; a missing one is empty.
         kind: record class every line must fit.
         repair: cut off a torn last line (what a kill during a write leaves) instead of refusing it.
 
     Raises:
-        UserError: a line that is not valid JSON or does not fit the schema, named by file and line number.
+        UserError: a torn last line, told before the first record; a line that is not valid JSON or does not fit the
+            schema, named by file and line number, when its turn comes.
     """
     if not path.exists():
-        return []
-    data = path.read_bytes()
-    good = len(data)
-    if data and not data.endswith(b"\n"):
-        good = data.rfind(b"\n") + 1
-        if not repair:
-            raise UserError(
-                f"{path}: the last line is torn (the run was killed while writing). Resume the run with "
-                "the command that started it; it repairs the file."
-            )
-        with open(path, "r+b") as file:
-            file.truncate(good)
-    records = []
-    for number, line in enumerate(data[:good].splitlines(), start=1):
-        try:
-            records.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            raise UserError(
-                f"{path}, line {number}: not a valid {kind.__name__} line ({_first_problem(error)}). "
-                "The file was edited or damaged: move it away and run again."
-            ) from None
-    return records
+        return
+    with open(path, "rb") as file:
+        good = _end_of_last_line(file)
+        if good < file.seek(0, os.SEEK_END):
+            if not repair:
+                raise UserError(
+                    f"{path}: the last line is torn (the run was killed while writing). Resume the run with "
+                    "the command that started it; it repairs the file."
+                )
+            os.truncate(path, good)
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            try:
+                yield kind.model_validate_json(line)
+            except ValidationError as error:
+                raise UserError(
+                    f"{path}, line {number}: not a valid {kind.__name__} line ({_first_problem(error)}). "
+                    "The file was edited or damaged: move it away and run again."
+                ) from None
+
+
+def _end_of_last_line(file: BinaryIO, block: int = 1 << 16) -> int:
+    """Bytes up to and with the last newline."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - block)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def read_run(folder: Path) -> RunRecord | TrainingRecord:
@@ -363,19 +379,81 @@ def find_runs(*roots: Path) -> Iterator[tuple[Path, RunRecord | TrainingRecord]]
                 yield path.parent, run
 
 
-def samples_frame(folder: Path):
-    """All samples of an evaluation run as one pandas frame: the columns of Sample plus ``benchmark``."""
+def samples_frame(folder: Path, columns: Sequence[str] | None = None):
+    """Samples of an evaluation run as one pandas frame, one row per completion, read line by line.
+
+    A million rows take about 0.3 GB beside their texts (bench/stored_samples.py); without ``completion`` in ``columns``
+    the texts are read, checked and let go.
+
+    Args:
+        columns: which to keep, of ``benchmark`` and the fields of Sample, in this order; None: all of them.
+
+    Raises:
+        UserError: not an evaluation, an unknown column, or files that cannot be read.
+    """
     import pandas as pd
 
     run = read_run(folder)
     if run.kind != "evaluation":
         raise UserError(f"{folder} holds a {run.kind} run; samples exist for evaluations only.")
-    rows = [
-        {"benchmark": name, **sample.model_dump()}
-        for name in run.benchmarks
-        for sample in read_lines(Path(folder) / "samples" / f"{name}.jsonl", Sample)
-    ]
-    return pd.DataFrame(rows, columns=["benchmark", *Sample.model_fields])
+    known = ("benchmark", *Sample.model_fields)
+    names = list(known if columns is None else columns)
+    for name in names:
+        if name not in known:
+            raise unknown("column of samples", name, known)
+    fields = [name for name in names if name != "benchmark"]
+    kept = {name: _Column(Sample.model_fields[name].annotation in (str, str | None)) for name in fields}
+    counts: dict[str, int] = {}
+    for benchmark in run.benchmarks:
+        number = 0
+        for number, sample in enumerate(iter_lines(_samples_path(folder, benchmark), Sample), start=1):
+            for name, column in kept.items():
+                column.add(getattr(sample, name))
+        counts[benchmark] = number
+    values = {name: column.series() for name, column in kept.items()}
+    values["benchmark"] = pd.Series([name for name, count in counts.items() for _ in range(count)])
+    return pd.DataFrame({name: values[name] for name in names}, columns=names)
+
+
+class _Column:
+    """Values of one column. Texts are handed to pandas block by block, whose strings take a fraction of Python's."""
+
+    _BLOCK = 1 << 15
+
+    def __init__(self, is_text: bool):
+        self._is_text = is_text
+        self._values: list[Any] = []
+        self._blocks: list[Any] = []
+        self._shared: dict[Any, Any] = {}
+
+    def add(self, value: Any) -> None:
+        if not value and isinstance(value, (tuple, dict)):
+            value = self._shared.setdefault(type(value), value)  # a million empty ones are one
+        self._values.append(value)
+        if self._is_text and len(self._values) == self._BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pandas as pd
+
+        self._blocks.append(pd.Series(self._values))
+        self._values = []
+
+    def series(self) -> Any:
+        """All of it; the dtype is the one pandas infers from the whole."""
+        import pandas as pd
+
+        if not self._blocks:
+            return pd.Series(self._values, dtype=None if self._values else object)
+        self._flush()
+        texts = [block.dtype for block in self._blocks if block.notna().any()]
+        if texts:  # a block of nothing but None has no dtype of its own
+            self._blocks = [block.astype(texts[0]) for block in self._blocks]
+        return pd.concat(self._blocks, ignore_index=True)
+
+
+def _samples_path(folder: Path, benchmark: str) -> Path:
+    return Path(folder) / "samples" / f"{benchmark}.jsonl"
 
 
 def steps_frame(folder: Path):
