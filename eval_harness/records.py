@@ -405,11 +405,11 @@ def samples_frame(folder: Path, columns: Sequence[str] | None = None):
     kept = {name: _Column(Sample.model_fields[name].annotation in (str, str | None)) for name in fields}
     counts: dict[str, int] = {}
     for benchmark in run.benchmarks:
-        number = 0
-        for number, sample in enumerate(iter_lines(_samples_path(folder, benchmark), Sample), start=1):
+        counts[benchmark] = 0
+        for sample in iter_lines(_samples_path(folder, benchmark), Sample):
+            counts[benchmark] += 1
             for name, column in kept.items():
                 column.add(getattr(sample, name))
-        counts[benchmark] = number
     values = {name: column.series() for name, column in kept.items()}
     values["benchmark"] = pd.Series([name for name, count in counts.items() for _ in range(count)])
     return pd.DataFrame({name: values[name] for name in names}, columns=names)

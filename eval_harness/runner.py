@@ -617,7 +617,7 @@ def _samples_of(task: _Task, item: Item, result: Result, verdicts: list[Verdict]
                 sample=i,
                 seed=first + i,
                 status="failed",
-                reason=result.error,
+                reason=provenance.shown(result.error),  # libraries put paths and addresses into their messages
                 num_prompt_tokens=result.num_prompt_tokens,
                 gold_fallback=False,
                 **nothing,
