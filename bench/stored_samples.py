@@ -2,8 +2,8 @@
 
 Writes two evaluations of the five tiny suites (100 items each) as every run writes them, then does each piece of work
 in a process of its own, whose peak memory is the operating system's count. The answers are made up; nothing but time
-and memory is measured. Ends in one JSON line; ``ratio`` is the seconds of all three pieces over the 120 allowed (lower is
-better), and no piece may take more than 2 GiB.
+and memory is measured. Ends in one JSON line; ``ratio`` is the seconds of all three pieces over the 120 allowed (lower
+is better), and no piece may take more than 2 GiB.
 """
 
 from __future__ import annotations

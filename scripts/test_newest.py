@@ -1,10 +1,10 @@
-"""The suite against the newest TRL, transformers and vLLM that pyproject.toml allows (`make test-newest`, for a nightly).
+"""The suite against the newest TRL, transformers and vLLM that pyproject.toml allows (`make test-newest`, nightly).
 
 Asks the package index for the newest versions inside the ranges. If they are the locked ones, says so and ends: the
 lock is what `make test` runs. Otherwise resolves the rest of the lock around them, installs all of it into a virtual
 environment of its own under build/newest, runs the tests there, and writes build/newest/report.md: what broke, by the
 module of ours and the package it leans on, with the first line of each kind of failure. `--beyond` leaves the upper
-bounds away: what would break if the ranges were widened.
+bounds away, torch's pin with them: what would break if the ranges were widened.
 
 Exit status: 0 nothing broke, or nothing newer; 1 something broke; 2 the set could not be resolved or installed.
 """
@@ -191,24 +191,32 @@ def _ask_index(name: str) -> list[Version]:
         raise SystemExit(f"test-newest: {name}: {error} {done.stderr.strip()[-300:]}") from None
 
 
-def _resolve(device: str, choices: Sequence[Choice]) -> dict[str, Version]:
+def _resolve(device: str, choices: Sequence[Choice], beyond: bool) -> dict[str, Version]:
     """Write build/newest/requirements.txt: the newest three that go together; other pins of the lock stay where they
     fit."""
+    free = ("torch", "torchvision") if beyond else ()  # vLLM has its own word on these
+    wide = {choice.name: choice.allowed for choice in choices} | {name: SpecifierSet() for name in free}
+    newest = _compile(device, wide, "", beyond)
+    exact = {name: SpecifierSet(f"=={newest[name]}") for name in wide}
+    lock = (ROOT / "requirements" / f"{device}.txt").read_text(encoding="utf-8")
+    return _compile(device, exact, lock, beyond)
+
+
+def _compile(device: str, allowed: Mapping[str, SpecifierSet], preferred: str, beyond: bool) -> dict[str, Version]:
+    """One resolution; versions of ``preferred``, the text of a lock, stay where they fit."""
     sys.path.insert(0, str(ROOT / "scripts"))
     import lock
 
     FOLDER.mkdir(parents=True, exist_ok=True)
-    wanted = top_level(ROOT / "requirements", device, {choice.name: choice.allowed for choice in choices})
-    (FOLDER / "newest.in").write_text(wanted, encoding="utf-8")
+    (FOLDER / "newest.in").write_text(top_level(ROOT / "requirements", device, allowed), encoding="utf-8")
     target = FOLDER / "requirements.txt"
-    target.write_text((ROOT / "requirements" / f"{device}.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    target.write_text(preferred, encoding="utf-8")
     command = [sys.executable, "-m", "uv", "pip", "compile", "newest.in", "--output-file", target.name]
     command += ["--python-version", lock.PYTHON_VERSION, "--python-platform", lock.PLATFORM, "--no-header"]
     command += ["--no-annotate", "--quiet"]
-    for choice in choices:
-        command += ["--upgrade-package", choice.name]
     if device == "cpu":
-        (FOLDER / "overrides.txt").write_text(lock.CPU_OVERRIDES, encoding="utf-8")
+        overrides = f"torch{allowed['torch']}\n" if beyond else lock.CPU_OVERRIDES
+        (FOLDER / "overrides.txt").write_text(overrides, encoding="utf-8")
         command += ["--override", "overrides.txt"]
     done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
@@ -274,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = [] if args.all else list(args.tests or ADAPTOR_TESTS)
     shown = " ".join(asked) or "all tests"
     try:
-        resolved = _resolve(args.device, choices)
+        resolved = _resolve(args.device, choices, args.beyond)
         moved = {
             name: (str(locked.get(name, "absent")), str(version))
             for name, version in resolved.items()
