@@ -126,7 +126,7 @@ def test_the_frame_is_what_one_made_of_all_rows_at_once_would_be(tmp_path, monke
     monkeypatch.setattr(records._Column, "_BLOCK", 2)
     failed = {"status": "failed", "completion": None, "correct": None, "num_completion_tokens": None}
     a = [_sample(i, completion=f"text {i}", extracted=None, flags=("x",) if i == 3 else ()) for i in range(5)]
-    b = [_sample(9, **failed), _sample(10, extra={"iou": 0.5}), _sample(11, extracted=None), _sample(12)]
+    b = [_sample(9, **failed), _sample(10, completion="b", extra={"iou": 0.5}), _sample(11, completion="c")]
     a[0] = _sample(0, extracted=None, completion=None)
     a[1] = _sample(1, extracted=None, completion=None)  # a whole block without a text
     folder = _run(tmp_path / "run", a=a, b=b)
