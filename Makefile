@@ -52,7 +52,8 @@ endif
 
 # --- Set-up ----------------------------------------------------------------------------------------------------------
 
-.PHONY: help install venv test test-verl lint lab recipes plan train evaluate evaluate-released bench lock clean FORCE
+.PHONY: help install venv test test-verl lint lab recipes plan train evaluate evaluate-released audit report reproduce-all \
+  bench lock clean FORCE
 
 help:
 	@echo "usage: make TARGET [SCALE=smoke|tiny|paper] [ENGINE=auto|vllm|transformers] [SEEDS=n] [DEVICE=cpu|gpu]"
@@ -82,6 +83,15 @@ $(addprefix reproduce-figure,$(FIGURES)): reproduce-figure%: venv
 
 reproduce-%: FORCE
 	@echo "make: there is no notebook behind '$@' yet; these exist: $(or $(strip $(REPRODUCIBLE)),none)" >&2; exit 2
+
+# One after the other; `make -k reproduce-all` goes on after one that failed.
+reproduce-all: $(REPRODUCIBLE) ## every table and figure at SCALE, one after the other
+
+audit: venv ## check the paper's printed numbers against each other: results/tables/paper_audit.*
+	$(PY) -m gpg_repro audit $(ARGS)
+
+report: venv ## the static site of tables, figures, records and docs: build/report/index.html
+	$(PY) -m gpg_repro report --scale '$(SCALE)' $(ARGS)
 
 recipes: venv ## list the training recipes and the table row each serves
 	$(PY) -m gpg_repro recipes

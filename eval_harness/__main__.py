@@ -1,4 +1,4 @@
-"""``python -m eval_harness list | run | released | grade | verify | compare | merge | import | export``."""
+"""``python -m eval_harness list | run | released | grade | verify | compare | contamination | merge | import | …``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_harness import released
+from eval_harness import contamination, released
 from eval_harness.errors import UserError
 from eval_harness.interop import commands as interop
 
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     grade.add_argument("--output", required=True, type=Path, help="the rows with their marks")
 
     released.add_parser(commands)
+    contamination.add_parser(commands)
 
     verify = commands.add_parser("verify", help="grade a stored run again and compare")
     verify.add_argument("run", type=Path)
@@ -124,7 +125,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         ours = {"list": _list, "run": _run, "grade": _grade, "verify": _verify, "compare": _compare, "merge": _merge}
-        return {**ours, "released": released.run, **interop.COMMANDS}[args.command](args)
+        ours |= {"released": released.run, "contamination": contamination.run}
+        return {**ours, **interop.COMMANDS}[args.command](args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -34,6 +34,10 @@ class Settings(_Entry):
     source: str
     """Where these choices come from."""
 
+    def same_as(self, other: Settings) -> bool:
+        """Whether two checkpoints are measured alike under these settings, wherever the choices come from."""
+        return self.model_dump(exclude={"source"}) == other.model_dump(exclude={"source"})
+
     @property
     def decoding(self) -> dict[str, Any]:
         """What replaces a benchmark's documented decoding."""
@@ -73,6 +77,8 @@ class Checkpoint(_Entry):
     revision_note: str = ""
     believed: str
     """What it is believed to be."""
+    base: str | None = None
+    """Hub id of the model it was trained from, by its authors' word; None: it is a base, or not known."""
     parameters: int = Field(gt=0)
     bytes: int = Field(gt=0)
     """On disk, about."""

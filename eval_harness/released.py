@@ -41,21 +41,42 @@ class Job:
 
     checkpoint: Checkpoint
     variant: str | None = None
+    like: Job | None = None
+    """Under the settings of this other job instead of its own: a base measured as the row it is subtracted from."""
 
     @property
     def settings(self) -> Settings:
         """How it is evaluated."""
-        return self.checkpoint.settings_of(self.variant)
+        return self.like.settings if self.like else self.checkpoint.settings_of(self.variant)
 
     @property
     def label(self) -> str:
         """Name of its runs."""
-        return self.checkpoint.label + (f"-{self.variant}" if self.variant else "")
+        under = f"-as-{self.like.label}" if self.like else f"-{self.variant}" if self.variant else ""
+        return self.checkpoint.label + under
 
     @property
     def title(self) -> str:
         """Name for people."""
-        return self.checkpoint.id + (f" ({self.variant})" if self.variant else "")
+        under = f" (as {self.like.title})" if self.like else f" ({self.variant})" if self.variant else ""
+        return self.checkpoint.id + under
+
+    def measured_as(self, other: Job) -> Job:
+        """This checkpoint under the settings of another job, as one of its variants where they are that one's."""
+        for variant in (self.variant, None, *self.checkpoint.variants):
+            if self.checkpoint.settings_of(variant).same_as(other.settings):
+                return Job(self.checkpoint, variant)
+        return Job(self.checkpoint, like=other)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the checkpoint cannot be measured under these settings, as far as the registry tells; None: it can."""
+        if self.settings.max_model_len > self.checkpoint.context:
+            return (
+                f"{self.checkpoint.id} has a context of {self.checkpoint.context} tokens, "
+                f"{self.settings.max_model_len} are needed"
+            )
+        return None
 
 
 def choose(only: Sequence[str] = (), table: str | None = None, variant: str | None = None) -> list[Job]:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,6 +29,7 @@ from eval_harness.benchmarks import Benchmark, get_benchmark, prompts_hash
 from eval_harness.engines import EngineProcess, EngineSettings, Request, Result, Sampling, resolve_engine
 from eval_harness.engines.openai import OpenAIEngine, check_settings, server_of
 from eval_harness.engines.parallel import EngineGroup, placements
+from eval_harness.engines.shared import SharedEngine
 from eval_harness.errors import UserError, unknown
 from eval_harness.graders.base import Verdict, grader_identity
 from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
@@ -210,6 +212,7 @@ def evaluate(
     concurrency: int | None = None,
     api_key_env: str | None = None,
     label: str | None = None,
+    shared: SharedEngine | None = None,
     progress: bool = True,
 ) -> Path:
     """Run a model on benchmarks and leave records.
@@ -235,6 +238,7 @@ def evaluate(
         min_pixels, max_pixels: bounds of an image's size after scaling, in pixels (default: the model's processor).
         base_url, concurrency, api_key_env: for ``openai``: see :class:`EngineSettings`.
         label: name of the run in records (default: the model's name).
+        shared: an engine that other runs of this model use, too; it stays open. Marks do not depend on it.
         progress: show progress bars.
 
     Returns:
@@ -333,6 +337,7 @@ def evaluate(
         },
         provenance=provenance.of_run(loaded, data_root, decoding, vars(overrides)),
         shard=None if shard is None else {**vars(shard), "fingerprint": whole, "request": request},
+        shared=shared,
         progress=progress,
     )
     _check_space(folder)
@@ -358,7 +363,15 @@ class _Job:
     """``settings`` of the record."""
     provenance: dict[str, Any]
     shard: dict[str, Any] | None
+    shared: SharedEngine | None
     progress: bool
+
+    @property
+    def as_loaded(self) -> EngineSettings:
+        """How the engine is started: a shared one with the model's own template also for a run in plain text."""
+        s = self.settings
+        plain = s.chat_template == "none" and self.shared is not None and self.identity.get("chat_template")
+        return replace(s, chat_template=None) if plain else s
 
 
 def _greedy(overrides: Overrides) -> Overrides:
@@ -505,13 +518,27 @@ def _open_task(
     return task
 
 
+def _graders(job: _Job) -> AbstractContextManager[GradingPool]:
+    def start() -> GradingPool:
+        return GradingPool(deadline=DEADLINE_SECONDS).start()
+
+    return start() if job.shared is None else job.shared.graders(start)
+
+
+def _engine(job: _Job) -> AbstractContextManager[EngineProcess | EngineGroup | OpenAIEngine]:
+    """The job's engine: one of its own, or the shared one."""
+    if job.shared is None:
+        return _start_engine(job)
+    return job.shared.lend((job.engine, job.as_loaded, job.places), lambda: _start_engine(job))
+
+
 def _start_engine(job: _Job) -> EngineProcess | EngineGroup | OpenAIEngine:
-    log = job.folder / "engine.log"
+    log, settings = job.folder / "engine.log", job.as_loaded
     if job.engine == "openai":
-        return OpenAIEngine(job.settings, log)
+        return OpenAIEngine(settings, log)
     if len(job.places) > 1:
-        return EngineGroup(job.engine, job.settings, log, job.places)
-    return EngineProcess(job.engine, job.settings, log)
+        return EngineGroup(job.engine, settings, log, job.places)
+    return EngineProcess(job.engine, settings, log)
 
 
 def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[str, list[Item]]) -> RunRecord:
@@ -535,10 +562,10 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
         tqdm.write(f"{task.name}, item {item.item_id}: {error}; it is recorded as failed and counts as wrong.")
         bars[task.name].update(task.decoding.samples)
 
-    if job.progress:
+    if job.progress and not (job.shared and job.shared.running):
         several = f"{len(job.places)} engines of " if len(job.places) > 1 else ""
         tqdm.write(f"Starting {several}{job.engine} with {record.model['name']} (log in {folder}) ...")
-    with GradingPool(deadline=DEADLINE_SECONDS).start() as pool, _start_engine(job) as process:
+    with _graders(job) as pool, _engine(job) as process:
         bars.update(_bars(tasks, pending, job.progress))
         session = provenance.of_session(job.settings, process.description, record.environment)
         earlier = record.provenance["sessions"]
@@ -551,8 +578,9 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
         )
         records.write_json(folder / "run.json", record)
         started = time.monotonic()
+        plain = job.settings.chat_template == "none"
         try:
-            for result in process.generate(_requests(tasks, pending, unreadable)):
+            for result in process.generate(_requests(tasks, pending, plain, unreadable)):
                 name, item_id = json.loads(result.key)
                 task, item = by_name[name], items[name, item_id]
                 future = pool.grade_async(task.benchmark.grader, _answers(item, (c.text for c in result.completions)))
@@ -583,7 +611,9 @@ def _answers(item: Item, texts) -> list[tuple]:
     return [(item.gold, text, *context) for text in texts]
 
 
-def _requests(tasks: list[_Task], pending: dict[str, list[Item]], unreadable: Callable) -> Iterator[Request]:
+def _requests(
+    tasks: list[_Task], pending: dict[str, list[Item]], plain: bool, unreadable: Callable
+) -> Iterator[Request]:
     """Requests in order, each image read when its turn comes; items whose image cannot be read go to ``unreadable``."""
     for task in tasks:
         d = task.decoding
@@ -597,7 +627,8 @@ def _requests(tasks: list[_Task], pending: dict[str, list[Item]], unreadable: Ca
             except ImageError as error:
                 unreadable(task, item, error)
                 continue
-            yield Request(json.dumps([task.name, item.item_id]), messages, seeded, images, task.benchmark.form)
+            form = "plain" if plain and task.benchmark.form == "chat" else task.benchmark.form
+            yield Request(json.dumps([task.name, item.item_id]), messages, seeded, images, form)
 
 
 def item_seed(seed: int, benchmark: str, item_id: str) -> int:

@@ -173,6 +173,8 @@ class Generated:
     make: Callable[[], Sequence[dict[str, Any]]]
     draw: Callable[[Mapping[str, Any]], Image.Image] | None = None
     """Draws the image of a row."""
+    seeded: Callable[[int], Generated] | None = None
+    """The same with another seed; None: there is one set only."""
 
     def describe(self) -> str:
         """Name for lists and records."""

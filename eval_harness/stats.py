@@ -326,7 +326,7 @@ def mean_of_differences(
     Args:
         parts: item differences of each benchmark, from :func:`item_differences`.
         num_samples: samples behind each; None: one an item.
-        weights: of the benchmarks, summing to 1; None: all alike.
+        weights: of the benchmarks, summing to 1 (to 0 for a difference of differences); None: all alike.
         rng: see :func:`paired_difference`. Without one the p-value of several benchmarks is NaN.
         permute: False leaves the permutation test out (``p_value`` NaN), which costs most of the time.
 
@@ -351,7 +351,7 @@ def mean_of_differences(
         half = _t95(freedom) * se
         t_p_value = float(2 * special.stdtr(freedom, -abs(difference) / se))
     else:  # all items alike: no spread to go by, but at most so large a share of all items can be otherwise (Wilson)
-        half = sum(w * wilson(0, len(part))[1] for w, part in zip(weights, parts, strict=True))
+        half = sum(abs(w) * wilson(0, len(part))[1] for w, part in zip(weights, parts, strict=True))
         t_p_value = math.nan  # as scipy's
     drawn = rng is not None and not math.isnan(se)
     boot = _bootstrap(parts, weights, se, rng, resamples) if drawn else (math.nan, math.nan)
@@ -397,7 +397,7 @@ def _permutation(
         return math.nan, "needs a generator"
     weighted = np.concatenate([w * part / len(part) for w, part in zip(weights, parts, strict=True)])
     weighted = weighted[weighted != 0]
-    if not len(weighted):
+    if len(weighted) < 2:  # a single one is as extreme with either sign
         return 1.0, "exact"
     found = scipy_stats.permutation_test(
         (weighted,), np.sum, permutation_type="samples", vectorized=True, n_resamples=resamples, batch=500, rng=rng

@@ -1,4 +1,4 @@
-"""``python -m gpg_repro recipes [NAME [key=value ...]] | train RECIPE [key=value ...] | evaluate RUN``."""
+"""``python -m gpg_repro COMMAND``: recipes, train, evaluate, plan, launch; audit, claims, view, report."""
 
 from __future__ import annotations
 
@@ -47,15 +47,71 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--tensor-parallel-size", type=int, metavar="N", help="vllm: GPUs that share one model")
     evaluate.add_argument("--data-root", type=Path, help="local copies of the data sets instead of the hub")
     evaluate.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
+    view = commands.add_parser("view", help="two evaluations side by side, item by item, as one HTML page")
+    view.add_argument("first", metavar="RUN_A", help="folder of an evaluation, or its name under results/runs")
+    view.add_argument("second", metavar="RUN_B")
+    view.add_argument("--benchmark", metavar="A,B", help="only these (default: all that both runs have)")
+    view.add_argument("--item", metavar="ID", help="the item it opens at; with --benchmark where several have it")
+    view.add_argument("--labels", metavar="A,B", help="what to call the two runs (default: their ids)")
+    view.add_argument("--items", type=int, metavar="N", help="most items on the page")
+    view.add_argument("--out", type=Path, metavar="FILE.html", help="default: results/figures/view/<A>--<B>.html")
+    view.add_argument("--data-root", type=Path, help="local copies of the benchmarks, for images that lie in them")
+    view.add_argument("--image-root", type=Path, help="folder with their image folders (default: the data root)")
+    _add_sensitivity(
+        commands.add_parser("sensitivity", help="one model with and without chat template and system prompts, compared")
+    )
     _add_plan(commands.add_parser("plan", help="what a table or figure needs, what is done, what the rest would cost"))
+    claims = commands.add_parser("claims", help="each claim of the paper beside its evidence; trains nothing")
+    claims.add_argument("--scale", default="tiny", help="smoke, tiny (default) or paper: folder, and what figures show")
+    claims.add_argument("--no-inspections", action="store_true", help="leave out what takes longest: asking trainers")
+    _add_report(commands.add_parser("report", help="build the static site of all tables, figures, records and docs"))
     _add_launch(commands.add_parser("launch", help="train on many GPUs: print or run a strategy's accelerate command"))
+    audit = commands.add_parser("audit", help="check the paper's printed numbers against each other; writes a report")
+    audit.add_argument("--out", type=Path, metavar="DIR", help="folder for tables/ and figures/ (default: results)")
     return parser
+
+
+def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
+    from gpg_repro.prompts import TRAINED_WITH
+
+    parser.add_argument(
+        "--model", required=True, help="checkpoint folder or hub id; the registry has settings for some"
+    )
+    parser.add_argument("--benchmarks", required=True, help="names, separated by commas")
+    parser.add_argument(
+        "--system",
+        default="",
+        metavar="A,B",
+        help=f"only these system prompts: {', '.join(TRAINED_WITH)} (default: all)",
+    )
+    parser.add_argument("--engine", default="auto", help="auto (default), vllm, transformers or openai")
+    parser.add_argument("--base-url", metavar="URL", help="openai: where the server answers")
+    parser.add_argument("--samples", metavar="auto|K|NAME=K,...", help="completions per item")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each benchmark or group")
+    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N")
+    parser.add_argument("--max-model-len", type=int, metavar="N")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="local copies of the data sets, not the hub")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the runs (default results/runs/sensitivity-…)"
+    )
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
     from gpg_repro import launch
 
     launch.add_arguments(parser)
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("--scale", default="tiny", help="smoke, tiny (default) or paper")
+    report.add_argument("--out", type=Path, help="folder of the site (default build/report)")
+    report.add_argument(
+        "--seeds", type=int, default=0, metavar="N", help="0 (default): committed records; N: train N here"
+    )
+    report.add_argument("--only", metavar="NAME,...", help="only these notebooks, e.g. table_03,figure_2")
+    report.add_argument("--jobs", type=int, default=2, metavar="N", help="notebooks at a time (default 2)")
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
@@ -79,7 +135,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 means that the user can mend what went wrong."""
     args = _parser().parse_args(argv)
     try:
-        commands = {"recipes": _recipes, "train": _train, "evaluate": _evaluate, "plan": _plan, "launch": _launch}
+        commands = {
+            "recipes": _recipes,
+            "train": _train,
+            "evaluate": _evaluate,
+            "plan": _plan,
+            "launch": _launch,
+            "audit": _audit,
+            "claims": _claims,
+            "view": _view,
+            "report": _report,
+            "sensitivity": _sensitivity,
+        }
         status = commands[args.command](args)
         sys.stdout.flush()
         return status
@@ -167,11 +234,58 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _claims(args: argparse.Namespace) -> int:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from gpg_repro.claims import build_claims
+    from gpg_repro.paths import results
+
+    report = build_claims(args.scale, inspections=False if args.no_inspections else None)
+    for figure in (report.figure, report.base_figure, report.columns_figure):
+        figure()
+    print(report.counts().to_string())
+    print(f"\n{report.summary()}\n\n{results() / 'tables' / args.scale / 'claims.md'}")
+    return 0
+
+
+def _view(args: argparse.Namespace) -> int:
+    from gpg_repro.viewer import command
+
+    return command.run(args)
+
+
 def _plan(args: argparse.Namespace) -> int:
     from gpg_repro import plan_text
 
     print(plan_text.run(args))
     return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from gpg_repro.audit import report
+
+    print(report.run(args.out))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from gpg_repro.site import build_site
+
+    only = None if args.only is None else [name.strip() for name in args.only.split(",") if name.strip()]
+    site = build_site(args.out, scale=args.scale, seeds=args.seeds, only=only, jobs=args.jobs)
+    for line in site.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"report: {len(site.notebooks)} notebooks, {site.seconds:.0f} s: {site.out / 'index.html'}")
+    for entry in site.failed:
+        print(f"error: {entry.name} failed: {entry.message}", file=sys.stderr)
+    return 1 if site.failed else 0
+
+
+def _sensitivity(args: argparse.Namespace) -> int:
+    from gpg_repro import controls
+
+    return controls.main(args)
 
 
 def _launch(args: argparse.Namespace) -> int:

@@ -114,7 +114,7 @@ def build(
             continue
         for card in _cards(name, by_label):
             shelves.setdefault((name, card.item.group), []).append(card)
-        readers[name] = _reader(name, list(by_label.values()), data_root, image_root)
+        readers[name] = image_reader(name, list(by_label.values()), data_root, image_root)
     return Gallery(title, choose(list(shelves.values()), num), readers)
 
 
@@ -152,7 +152,10 @@ def _cards(name: str, by_label: Mapping[str, Path]) -> list[Card]:
     ]
 
 
-def _reader(name: str, folders: Sequence[Path], data_root: Path | None, image_root: Path | None):
+def image_reader(
+    name: str, folders: Sequence[Path], data_root: Path | None, image_root: Path | None
+) -> Callable[[Item], list[bytes]] | str:
+    """A function that reads an item's images as these runs saw them, or why there is none."""
     benchmark = get_benchmark(name)
     made_by = {run.benchmarks[name].version for run in map(records.read_run, folders) if name in run.benchmarks}
     if made_by - {benchmark.version}:
@@ -178,7 +181,7 @@ def _card_html(card: Card, reader: Callable[[Item], list[bytes]] | str) -> str:
         _answer_html(number, label, sample) for number, (label, sample) in enumerate(card.answers.items(), start=1)
     )
     return (
-        f"<div class='card'><div class='picture'>{_picture_html(card, reader)}</div><div class='words'>"
+        f"<div class='card'><div class='picture'>{picture_html(card, reader)}</div><div class='words'>"
         f"<div class='head'>{html.escape(place)}, item {html.escape(card.item.item_id)}: {said}</div>"
         f"<b>Question</b><pre>{_clip(card.item.prompt)}</pre><b>Gold</b><pre>{_clip(card.item.gold)}</pre>{answers}"
         "</div></div>"
@@ -216,7 +219,8 @@ def _clip(text: str | None) -> str:
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
-def _picture_html(card: Card, reader: Callable[[Item], list[bytes]] | str) -> str:
+def picture_html(card: Card, reader: Callable[[Item], list[bytes]] | str) -> str:
+    """The card's images with the boxes on them as HTML, or a sentence that says why they are not to be had."""
     if isinstance(reader, str):
         return f"<div class='none'>image not to be had: {_clip(reader)}</div>"
     parts = []

@@ -46,8 +46,19 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
             raise unknown(f"parameter of {notebook.name}", name, declared)
 
 
-def run(notebook: Path, parameters: dict[str, Any], out: Path | None = None) -> Path:
-    """Execute a notebook with papermill, streaming its output; the executed copy is kept, also when a cell fails.
+def run(
+    notebook: Path,
+    parameters: dict[str, Any],
+    out: Path | None = None,
+    *,
+    stream: bool = True,
+    kernels: type | None = None,
+) -> Path:
+    """Execute a notebook with papermill; the executed copy is kept, also when a cell fails.
+
+    Args:
+        stream: print the notebook's output as it comes.
+        kernels: class of jupyter's kernel manager; None is its own.
 
     Raises:
         UserError: unknown notebook or parameter, or a UserError raised in a cell.
@@ -65,13 +76,13 @@ def run(notebook: Path, parameters: dict[str, Any], out: Path | None = None) -> 
             str(out),
             parameters=parameters,
             kernel_name="python3",
-            log_output=True,
+            log_output=stream,
             progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
+            **({"stdout_file": sys.stdout, "stderr_file": sys.stderr} if stream else {}),
+            **({"kernel_manager_class": kernels} if kernels else {}),
         )
     except papermill.PapermillExecutionError as error:
-        if error.ename in ("UserError", "EngineError"):
+        if error.ename in ("UserError", "NoRecords", "EngineError"):
             raise UserError(f"{error.evalue}\n(executed notebook: {out})") from None
         raise
     finally:

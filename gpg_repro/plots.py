@@ -26,6 +26,8 @@ from eval_harness.style import (
 from gpg_repro.tables.base import Table, published_scores, source_name
 from gpg_repro.tables.printed import implied_difference, implied_interval
 
+SEED_SHIFT = 0.2
+"""How far above a mark its single seeds stand, in rows."""
 _RIVALS = ("grpo", "dr_grpo", "dapo", "rstar", "eurus", "oat", "orz", "simplerl")
 _UNTRAINED = ("base", "still3", "instruct", "no_template")
 
@@ -75,6 +77,8 @@ def table_figure(
         of_rule = f", {rule} rule" if table.both_rules else ""
         face = "white" if rule == "strict" else "0.4"
         right.plot([], [], marker, color="0.4", mfc=face, label=_seeds(name, frame, of_rule), ls="")
+    if any((frame["num_seeds"] > 1).any() for _, frame in sets):
+        right.plot([], [], ".", color="0.4", ls="", label="single seeds")
     kind = "Measured here" if scale == "paper" else f"Miniature ({scale}, not comparable)"
     right.set(
         title=f"{kind}\n{_headline(table, scale)}, %",
@@ -97,7 +101,14 @@ def table_figure(
 def _mark(axis: Axes, cell: pd.Series, y: float, color: str, marker: str, hollow: bool) -> None:
     axis.plot([100 * cell["low"], 100 * cell["high"]], [y, y], color=color, alpha=0.45, lw=2.5)
     axis.plot(100 * cell["mean"], y, marker, color=color, mfc="white" if hollow else color, ms=7)
+    _single_seeds(axis, [100 * score for score in cell["seeds"]], y, color)
     _beside(axis, f"{100 * cell['mean']:.1f}", 100 * cell["high"], y)
+
+
+def _single_seeds(axis: Axes, values: Sequence[float], y: float, color: str) -> None:
+    """Small dots above the mark, one per training seed, where there are several."""
+    if len(values) > 1:
+        axis.plot(values, [y + SEED_SHIFT] * len(values), ".", color=color, alpha=0.75, ms=4.5)
 
 
 def _headline(table: Table, scale: str) -> str:
@@ -235,16 +246,19 @@ def differences_figure(table: Table, scale: str, ours: pd.DataFrame, origin: str
         right.plot(line.difference, y, "o", color=GPG_BLUE, ms=8, mfc=GPG_BLUE if line.apart else "white")
         if line.seeds_low is not None and not pd.isna(line.seeds_low):
             right.plot([line.seeds_low, line.seeds_high], [y - 0.22] * 2, color=GRPO_GRAY, alpha=0.7, lw=1.5)
+        _single_seeds(right, line.seeds, y, GPG_BLUE)
         _beside(right, f"{line.difference:+.1f}", line.high, y)
     kind = "Measured here" if scale == "paper" else f"Miniature ({scale}, not comparable)"
     seeds = int(ours["num_seeds"].max())
     right.set_title(f"{kind}, points\n{origin}, {seeds} training seed{'s' if seeds > 1 else ''}")
     right.plot([], [], color=GPG_BLUE, alpha=0.45, lw=2.5, label="95 % over items, paired")
+    if seeds > 1:
+        right.plot([], [], ".", color=GPG_BLUE, ls="", label="single seeds")
     if ours["seeds_low"].notna().any():
         right.plot([], [], color=GRPO_GRAY, alpha=0.7, lw=1.5, label="95 % over training seeds")
     right.plot([], [], "o", color=GPG_BLUE, ls="", label="told apart" if seeds > 2 else "told apart (items alone)")
     right.plot([], [], "o", color=GPG_BLUE, mfc="white", ls="", label="not told apart")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False, fontsize=9)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncol=5, frameon=False, fontsize=9)
     labels = {f"{names[a].label_at(scale)}\n− {names[b].label_at(scale)}": y for (a, b), y in positions.items()}
     _pair_labels(right, labels)
     for axis in axes.flat:

@@ -38,6 +38,9 @@ SYSTEM_PROMPTS = {
     "open_r1_boxed": OPEN_R1_BOXED,
 }
 
+TRAINED_WITH = ("open_rs", "open_r1_think", "open_r1_boxed")
+"""Those that a released recipe has; ``paper_b3`` is printed only."""
+
 QWEN_BOXED = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{question}\nPlease reason step by "
     "step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"

@@ -44,6 +44,7 @@ from eval_harness.images import ImageError
 from eval_harness.models import NO_CODE, ONLY_WEIGHTS, check_model
 from eval_harness.progress import progress_bar
 from eval_harness.records import TrainingRecord
+from gpg_repro.committed import refuse_work
 from gpg_repro.datasets import get_training_set
 from gpg_repro.paths import cache, results
 from gpg_repro.prompts import SYSTEM_PROMPTS
@@ -172,6 +173,7 @@ def train(
     Raises:
         UserError: see :func:`check_recipe`; an unknown logger or one that is not installed; the run's folder is in use.
     """
+    refuse_work(f"the training {recipe.name} at scale {recipe.scale}")
     log_to = check_logger(log_to)
     check_recipe(recipe)
     origin: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import pytest
 
 from eval_harness.benchmarks import get_benchmark, prompts_hash
 from eval_harness.errors import UserError
+from eval_harness.graders import get_grader
 from eval_harness.sources import Hub, read_jsonl
 from eval_harness.tiny_tasks import SUITES
 
@@ -54,7 +55,7 @@ def test_five_tiny_suites_load_without_anything(tmp_path):
 
 def test_unknown_benchmark_suggests_the_closest():
     with pytest.raises(UserError, match="did you mean 'aime24'"):
-        get_benchmark("aime2")
+        get_benchmark("aime-24")
 
 
 def _write(folder, rows, name="aime_2024.jsonl"):
@@ -80,6 +81,36 @@ def test_wrong_data_is_named(tmp_path):
             aime.load(tmp_path)
     _write(tmp_path, ROWS)
     assert len(aime.load(tmp_path)) == 30
+
+
+def test_aime25_is_asked_as_aime24(tmp_path):
+    """The same file under both names gives the same prompts and golds: prompt, columns and grader are one."""
+    old, new = get_benchmark("aime24"), get_benchmark("aime25")
+    rows = [{**row, "id": i, "solution": "unused"} for i, row in enumerate(ROWS)]
+    rows[7]["answer"] = "070"
+    for name in ("aime_2024.jsonl", "aime_2025.jsonl"):
+        _write(tmp_path, rows, name)
+    assert new.load(tmp_path) == old.load(tmp_path)
+    assert (new.grader, new.decoding, new.prompt_origin) == (old.grader, old.decoding, old.prompt_origin)
+    assert get_grader(new.grader).grade(new.load(tmp_path)[7].gold, r"$\boxed{70}$").correct
+    _write(tmp_path, rows[:15], "aime_2025.jsonl")
+    with pytest.raises(UserError, match="aime25: aime_2025.jsonl holds 15 items, expected 30"):
+        new.load(tmp_path)
+    (tmp_path / "aime_2025.jsonl").unlink()
+    with pytest.raises(UserError, match="aime_2025.jsonl does not exist"):
+        new.load(tmp_path)
+
+
+def test_seeded_and_train_sets_of_the_tiny_suites(tmp_path):
+    """Held out and fresh come from the test split, ``_train`` from the other; training sets hold its first problems."""
+    for name in TINY:
+        held_out, fresh, seen = (get_benchmark(name + end).load() for end in ("", "_seed1", "_train"))
+        prompts = [{item.prompt for item in items} for items in (held_out, fresh, seen)]
+        assert all(len(part) == 100 for part in prompts) and prompts[0] != prompts[1]
+        assert not prompts[2] & (prompts[0] | prompts[1])
+        trained_on = {p.question for p in SUITES[name].sample("train", 400, 0)}
+        assert prompts[2] <= trained_on
+        assert get_benchmark(f"{name}_seed0").load() == held_out
 
 
 def test_malformed_jsonl_is_named_by_line(tmp_path):

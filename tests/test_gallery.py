@@ -188,7 +188,7 @@ def test_boxes_are_drawn_where_they_are(tmp_path):
     assert gallery.picture(Image.new("RGB", (50, 50), "white"), upside_down).getpixel((31, 100)) == (199, 91, 0)
     plain = Card("lisa", item(0, "val", gold="(250,250),(750,750)"), answers)
     assert gallery.gold_box(plain) == (0.25, 0.25, 0.75, 0.75)
-    legend = gallery._picture_html(card, lambda wanted: [png()])
+    legend = gallery.picture_html(card, lambda wanted: [png()])
     assert "black: gold; 2, blue: GPG" in legend
 
 

@@ -73,7 +73,7 @@ def test_the_conda_environment_is_the_gpu_set():
     assert sorted(pip_section) == sorted(pins("gpu.in"))
 
 
-@pytest.mark.parametrize("extra", ["", "cpu", "gpu", "dev"])
+@pytest.mark.parametrize("extra", ["", "cpu", "gpu", "dev", "report"])
 def test_declared_bounds_admit_the_pins(extra):
     project = PYPROJECT["project"]
     declared = project["optional-dependencies"][extra] if extra else project["dependencies"]
@@ -112,7 +112,7 @@ def test_nothing_else_leaks_into_the_wheel(wheel):
     folders = {name.split("/")[0] for name in wheel.namelist()}
     assert folders == {"gpg_repro", "eval_harness", f"gpg_paper_companion-{PYPROJECT['project']['version']}.dist-info"}
     suffixes = {Path(name).suffix for name in wheel.namelist() if ".dist-info/" not in name}
-    assert suffixes <= {".py", ".yaml", ".json", ".jinja"}
+    assert suffixes <= {".py", ".yaml", ".json", ".jinja", ".css", ".js", ".svg"}  # the site and the viewer
 
 
 def test_one_version_everywhere():

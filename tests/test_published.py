@@ -4,7 +4,14 @@ import pandas as pd
 import pytest
 
 from eval_harness.errors import UserError
-from gpg_repro.published import SOURCES, _rows, published_table
+from gpg_repro.published import (
+    SOURCES,
+    _rows,
+    published_facts,
+    published_frame,
+    published_table,
+    published_value,
+)
 
 
 def test_every_row_is_there():
@@ -37,3 +44,43 @@ def test_sources_are_never_mixed():
         published_table("Table 7", "readm")
     with pytest.raises(UserError, match="unknown published table"):
         published_table("Table 99")
+
+
+def test_the_long_frame_holds_every_cell_with_its_source():
+    frame = published_frame()
+    cells = {source: sum(len(row["columns"]) for row in _rows(source)) for source in SOURCES}
+    assert frame["source"].value_counts().to_dict() == cells
+    assert len(frame[["source", "table", "row"]].drop_duplicates()) == 149
+    gpg = frame[(frame.table == "Table 7") & (frame.method == "+ GPG") & (frame.column == "Total")]
+    assert dict(zip(gpg.source, gpg.value, strict=True)) == {"paper-v3": 69.11, "readme": 76.15, "poster": 76.15}
+    assert set(published_frame("poster")["source"]) == {"poster"}
+    two = frame[(frame.source == "readme") & (frame.table == "Table 4") & (frame.method == "Oat-Zero-7B")]
+    assert len(two["row"].unique()) == 2  # one name, two rows
+    with pytest.raises(UserError, match="unknown source"):
+        published_frame("v3")
+
+
+def test_a_value_without_a_source_is_given_only_where_sources_agree():
+    assert published_value("Table 7", "+ GRPO", "Total") == 59.47
+    with pytest.raises(UserError, match=r"69.11 \(paper-v3\), 76.15 \(readme\), 76.15 \(poster\). Name one"):
+        published_value("Table 7", "+ GPG", "Total")
+    assert published_value("Table 7", "+ GPG", "Total", source="readme") == 76.15
+    assert published_value("Table 10", "beta_th=0.8", "Average") == 48.6  # one source has it
+    assert published_value("Table 4", "rStar-Math-7B", "Average") is None
+
+
+def test_a_value_of_two_rows_of_one_name_needs_the_mark():
+    with pytest.raises(UserError, match="several rows 'Oat-Zero-7B'; name one by its mark: '', '†'"):
+        published_value("Table 4", "Oat-Zero-7B", "Average")
+    assert published_value("Table 4", "Oat-Zero-7B", "Average", mark="†") == 47.8
+    with pytest.raises(UserError, match="no row 'Oat-Zero-7B' with the mark '‡'"):
+        published_value("Table 4", "Oat-Zero-7B", "Average", mark="‡")
+    with pytest.raises(UserError, match="did you mean 'GPG-7B'"):
+        published_value("Table 4", "GPG7B", "Average")
+
+
+def test_facts_are_read_afresh_and_unknown_ones_are_refused():
+    published_facts("items")["columns"].clear()
+    assert published_facts("items")["columns"]["MATH-500"]["sets"] == [{"benchmark": "math500", "items": 500}]
+    with pytest.raises(UserError, match="did you mean 'items'"):
+        published_facts("item")

@@ -709,7 +709,7 @@ def test_pull_on_a_token_against_its_ratio():
 def test_table_9_writes_its_files(tmp_path):
     losses = table_09.build_losses("smoke", results=tmp_path)
     assert "NOT hold" not in losses.text and losses.formulas.count("\n") == len(table_09.METHODS) + 1
-    assert {p.suffix for p in tmp_path.glob("*/smoke/table09.*")} == {".md", ".csv", ".html", ".png"}
+    assert {p.suffix for p in tmp_path.glob("*/smoke/table09.*")} == {".md", ".csv", ".html", ".png", ".svg"}
     plots.plt.close("all")
 
 

@@ -1,6 +1,8 @@
 """The protocol shared by the suites of the tiny world: generated questions, greedy answers, boxed integers.
 
-They are miniatures with names of their own. No score on them says anything about a real benchmark.
+They are miniatures with names of their own. No score on them says anything about a real benchmark. A suite exists in
+three kinds, for the contamination check in miniature (docs/controls.md): ``tiny_sums`` is the held-out set,
+``tiny_sums_seed1`` a fresh draw of held-out problems, ``tiny_sums_train`` problems of the split that is trained on.
 """
 
 from eval_harness.benchmarks.base import Benchmark, DecodingDefaults
@@ -11,19 +13,22 @@ TINY_ITEMS = 100
 TINY_SEED = 0
 
 
-def tiny_suite(name: str) -> Benchmark:
-    """The benchmark over the first ``TINY_ITEMS`` test problems of a suite."""
+def tiny_suite(name: str, split: str = "test") -> Benchmark:
+    """The benchmark over the first ``TINY_ITEMS`` problems of a suite's split; ``<name>_train`` for the train split."""
 
-    def make() -> list[dict]:
-        problems = SUITES[name].sample("test", TINY_ITEMS, TINY_SEED)
-        return [{"question": p.question, "gold": rf"$\boxed{{{p.answer}}}$"} for p in problems]
+    def seeded(seed: int) -> Generated:
+        def make() -> list[dict]:
+            problems = SUITES[name].sample(split, TINY_ITEMS, seed)
+            return [{"question": p.question, "gold": rf"$\boxed{{{p.answer}}}$"} for p in problems]
+
+        return Generated(f"{name}, {split} split, seed {seed}", make, seeded=seeded)
 
     return Benchmark(
-        name=name,
-        title=SUITES[name].title,
+        name=name if split == "test" else f"{name}_{split}",
+        title=SUITES[name].title + ("" if split == "test" else f" ({split} split)"),
         version=1,
         num_items=TINY_ITEMS,
-        source=Generated(f"{name}, test split, seed {TINY_SEED}", make),
+        source=seeded(TINY_SEED),
         prompt="{problem}",
         prompt_origin="this project",
         question_field="question",

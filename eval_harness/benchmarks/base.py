@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,17 @@ class Benchmark:
                 f"{dict(self.groups)}. The data set itself is wrong; fetch it again."
             )
         return items
+
+    def with_seed(self, seed: int) -> Benchmark:
+        """The benchmark ``<name>_seed<seed>``: the same generator, another set.
+
+        Raises:
+            UserError: its items do not come from a generator that takes seeds.
+        """
+        if not isinstance(self.source, Generated) or self.source.seeded is None:
+            raise UserError(f"{self.name} is one fixed set; it has no seeds.")
+        title, source = f"{self.title} (seed {seed})", self.source.seeded(seed)
+        return replace(self, name=f"{self.name}_seed{seed}", title=title, source=source)
 
     def image_reader(
         self, data_root: Path | None = None, image_root: Path | None = None

@@ -3,3 +3,4 @@
 from eval_harness.benchmarks._tiny import tiny_suite
 
 BENCHMARK = tiny_suite("tiny_differences")
+VARIANTS = (tiny_suite("tiny_differences", "train"),)

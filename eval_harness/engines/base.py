@@ -49,7 +49,8 @@ class Request:
     images: list[str] = field(default_factory=list)
     """Encoded images (JPEG, PNG, ...) in base64."""
     form: str = "chat"
-    """``concatenate``: images and texts are joined as they stand, without roles (see :data:`CONCATENATE`)."""
+    """``concatenate``: images and texts are joined as they stand, without roles (see :data:`CONCATENATE`). ``plain``:
+    as if the engine had no chat template."""
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,7 @@ class OpenAIEngine:
             "repetition_penalty": 1.0,
             "max_tokens": s.max_new_tokens,
         }
-        if request.form == "concatenate" or self._settings.chat_template == "none":
+        if request.form in ("concatenate", "plain") or self._settings.chat_template == "none":
             if request.images:
                 raise ValueError("images and text without roles cannot be asked of a server; use --engine vllm")
             joined = request.form == "concatenate"

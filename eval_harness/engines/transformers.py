@@ -136,7 +136,7 @@ class TransformersBackend:
         """Queue a request; ValueError when its prompt does not fit the context or an image cannot be shown."""
         if self._processor is not None:
             ids, inputs = self._with_images(request)
-        elif self._template is None or request.form == "concatenate":
+        elif self._template is None or request.form in ("concatenate", "plain"):
             ids, inputs = self._tokenizer(plain_text(request.messages))["input_ids"], {}
         else:
             encoded = self._tokenizer.apply_chat_template(
@@ -149,7 +149,8 @@ class TransformersBackend:
 
     def _with_images(self, request: Request) -> tuple[list[int], dict[str, torch.Tensor]]:
         images = images_of(request)
-        template = CONCATENATE if request.form == "concatenate" or self._template is None else self._template
+        bare = self._template is None or request.form in ("concatenate", "plain")
+        template = CONCATENATE if bare else self._template
         messages = with_images(request.messages, [{"type": "image"} for _ in images])
         text = self._processor.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, tokenize=False

@@ -156,10 +156,11 @@ class VLLMBackend:
         common = {"lora_request": self._adapter, "use_tqdm": False}
         if request.images or request.form == "concatenate":
             parts = [{"type": "image_pil", "image_pil": image} for image in images_of(request)]
-            override = CONCATENATE if request.form == "concatenate" or self._template is None else self._override
+            bare = self._template is None or request.form in ("concatenate", "plain")
+            override = CONCATENATE if bare else self._override
             messages = with_images(request.messages, parts)
             return self._llm.enqueue_chat(messages, params, chat_template=override, **common)
-        if self._template is None:
+        if self._template is None or request.form == "plain":
             return self._llm.enqueue([plain_text(request.messages)], params, **common)
         return self._llm.enqueue_chat(request.messages, params, chat_template=self._override, **common)
 

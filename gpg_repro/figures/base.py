@@ -12,6 +12,7 @@ import pandas as pd
 from eval_harness import records
 from eval_harness.errors import unknown
 from gpg_repro.published import folder as published_folder
+from gpg_repro.tables.numbers import code_of
 from gpg_repro.tables.runs import recipe_trainings
 
 
@@ -34,6 +35,11 @@ class Curves:
     def num_steps(self) -> int:
         """Optimiser steps of all seeds together."""
         return sum(len(frame) for frame in self.frames.values())
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Ids of the runs, by seed."""
+        return [records.read_run(folder).run_id for folder in self.folders.values()]
 
     def pooled(self) -> pd.DataFrame:
         """All steps of all seeds."""
@@ -90,7 +96,6 @@ def provenance(*curves: Curves) -> pd.DataFrame:
     for entry in curves:
         for seed, folder in entry.folders.items():
             run = records.read_run(folder)
-            commit = (run.environment.get("commit") or "no git checkout")[:10]
             lines.append(
                 {
                     "recipe": entry.recipe,
@@ -98,7 +103,7 @@ def provenance(*curves: Curves) -> pd.DataFrame:
                     "origin": entry.origin,
                     "run": run.run_id,
                     "base": (run.base["weights"] or run.base["revision"] or "")[:12],
-                    "code": commit + ("+" if run.environment.get("uncommitted_changes") else ""),
+                    "code": code_of(run),
                     "finished": run.finished,
                     "steps": run.num_steps,
                 }

@@ -14,6 +14,7 @@ from gpg_repro import plots
 from gpg_repro.figures import FigureReport
 from gpg_repro.figures.base import Curves, curves_of, provenance, published_range, ranges, scale_note
 from gpg_repro.tables.files import save_figure, write_report
+from gpg_repro.tables.shown import explained
 
 RECIPE = "table1_gpg_age"
 QUANTITIES = {
@@ -67,7 +68,18 @@ def build_figure(
     ]
     drawn = plots.dynamics_figure(list(curves.frames.values()), quoted, scale, smooth)
     figure = save_figure(drawn, "figure2", scale, results)
-    shown = numbers.round({"low": 3, "mean": 3, "high": 3}).set_index("name")
+    behind = [
+        (
+            (
+                ("steps", f"{line.num_steps}, of all seeds together"),
+                ("training seeds", str(line.num_seeds)),
+                ("range", f"lowest {line.low:.3f}, highest {line.high:.3f} of a single step"),
+            ),
+            curves.run_ids,
+        )
+        for line in numbers.itertuples()
+    ]
+    shown = explained(numbers.round({"low": 3, "mean": 3, "high": 3}).set_index("name"), behind)
     long = numbers.reset_index().assign(scale=scale, recipe=recipe, origin=curves.origin)
     write_report("figure2", "Figure 2: groups without signal, α and reward deviation during training",
                  [(None, shown)], [*text.split("\n\n"), *notes], scale, long, results, kind="figures")  # fmt: skip

@@ -16,6 +16,7 @@ from gpg_repro import plots
 from gpg_repro.figures import FigureReport
 from gpg_repro.figures.base import Curves, curves_of, provenance, scale_note
 from gpg_repro.tables.files import save_figure, write_report
+from gpg_repro.tables.shown import explained
 
 RECIPES = {"GPG": "table3_gpg_rs1", "GRPO": "table3_grpo_rs1"}
 _ENDS = 10
@@ -58,7 +59,18 @@ def build_figure(
     text = _text(numbers, curves, scale)
     frames = {method: list(entry.frames.values()) for method, entry in curves.items()}
     figure = save_figure(plots.training_curves_figure(frames, functions, scale, smooth), "figure4", scale, results)
-    shown = numbers.drop(columns="quantity").round(3).set_index(["name", "method"])
+    behind = [
+        (
+            (
+                ("steps", f"{line.num_steps}, of all seeds together; first and last are means of {_ENDS} a seed"),
+                ("training seeds", str(line.num_seeds)),
+                ("change, 95 % over seeds", _interval(line)),
+            ),
+            curves[line.method].run_ids,
+        )
+        for line in numbers.itertuples()
+    ]
+    shown = explained(numbers.drop(columns="quantity").round(3).set_index(["name", "method"]), behind)
     long = numbers.assign(scale=scale, recipe=[RECIPES[m] for m in numbers["method"]], origin=origins)
     write_report("figure4", "Figure 4: loss, rewards and completion length during training",
                  [(None, shown.reset_index().set_index("name"))], [*text.split("\n\n"), *notes], scale, long, results,
@@ -100,6 +112,11 @@ def ends(curves: dict[str, Curves], quantities: dict[str, str]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(lines)
+
+
+def _interval(line) -> str:
+    known = line.change_low is not None and not pd.isna(line.change_low)
+    return f"[{line.change_low:+.3f}, {line.change_high:+.3f}]" if known else "none below three seeds"
 
 
 def _text(numbers: pd.DataFrame, curves: dict[str, Curves], scale: str) -> str:

@@ -256,6 +256,8 @@ class RowRuns:
     trainings: dict[int, Path] = field(default_factory=dict)
     parts: dict[str, RowRuns] = field(default_factory=dict)
     """Column title -> its run, where each column has a training of its own; the folders are then those of the parts."""
+    base: RowRuns | None = None
+    """The base measured under this row's settings, where they are not the base row's; gains are over it."""
 
     def of(self, column: Column) -> RowRuns | None:
         """The run that measured a column; None: it was not measured."""

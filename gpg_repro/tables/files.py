@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from eval_harness import style
 from gpg_repro.paths import results as default_results
+from gpg_repro.tables.shown import to_html
 
 Section = tuple[str | None, pd.DataFrame]
 """Heading (None: no heading of its own) and a frame laid out for reading."""
@@ -47,7 +48,7 @@ def write_report(
             markdown.append(f"## {title}")
             page.append(f"<h2>{html.escape(title)}</h2>")
         markdown.append(_flat_columns(frame).to_markdown(disable_numparse=True))
-        page.append(frame.to_html(justify="center", border=0))
+        page.append(to_html(frame))
     markdown.append("\n".join(f"- {note}" for note in notes))
     page.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
     paths["md"].write_text("\n\n".join(markdown) + "\n", encoding="utf-8")

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import pandas as pd
 
 from eval_harness import records
-from gpg_repro.tables.base import RowRuns, Table, published_scores, source_name
-from gpg_repro.tables.numbers import MIN_SEEDS
-from gpg_repro.tables.printed import implied_difference, implied_interval
+from gpg_repro.tables.base import Column, Row, RowRuns, Table, published_scores, source_name
+from gpg_repro.tables.numbers import MIN_SEEDS, code_of
+from gpg_repro.tables.printed import implied_count, implied_difference, implied_interval
+from gpg_repro.tables.shown import MISSING, Cell, ShownFrame, shown
 
 
 def layout(
     table: Table, scale: str, measured: pd.DataFrame | None, committed: pd.DataFrame | None = None
-) -> pd.DataFrame:
+) -> ShownFrame:
     """Published numbers in one block, ours in others, never in each other's column.
 
     With scores of this run, the committed records are summed up; alone, they stand in full. A table whose two rules
@@ -29,7 +30,7 @@ def layout(
         blocks.append((f"{miniature}committed records", "" if blocks else remark, committed, bool(blocks)))
     lines, index = [], []
     for row in table.rows_at(scale):
-        line: dict[tuple[str, str], object] = {}
+        line: dict[tuple[str, str], str | Cell] = {}
         if len(published):
             _add_published(line, table, row, published.loc[row.key] if row.key in published.index else None)
         for name, after, frame, brief in blocks:
@@ -37,26 +38,49 @@ def layout(
             _add_ours(line, name, after, mine, table, scale, brief)
         lines.append(line)
         index.append(row.label_at(scale))
-    frame = pd.DataFrame(lines, index=pd.Index(index, name="row"))
-    frame.columns = pd.MultiIndex.from_tuples(frame.columns)
-    return frame
+    return shown(lines, pd.Index(index, name="row"))
 
 
-def _add_published(line: dict, table: Table, row, printed: pd.Series | None) -> None:
+def _add_published(line: dict, table: Table, row: Row, printed: pd.Series | None) -> None:
     block = table.published_as
     if table.several_sources:
-        line[block, "source"] = "–" if printed is None else source_name(row)
-    digits = table.columns[0].digits
-    titles = [column.title for column in table.printed_columns]
-    for title in [table.headline, *(title for title in titles if title != table.headline)]:
+        line[block, "source"] = MISSING if printed is None else source_name(row)
+    columns = {column.title: column for column in table.printed_columns}
+    for title in [table.headline, *(title for title in columns if title != table.headline)]:
         value = None if printed is None else printed[title]
-        line[block, title] = "–" if value is None or pd.isna(value) else f"{value:.{digits}f}"
-        column = next((c for c in table.printed_columns if c.title == title), None)
-        if column and table.mixes_items(column) and line[block, title] != "–":
-            line[block, title] += f" ({table.published_items(column, row.key)})"
+        known = value is not None and not pd.isna(value)
+        line[block, title] = _published_cell(table, row, printed, title, columns.get(title)) if known else MISSING
         if title == table.headline and _has_counts(table):
             interval = None if printed is None else implied_interval(table, printed)
-            line[block, "implied 95 %"] = "–" if interval is None else f"[{interval[0]:.1f}, {interval[1]:.1f}]"
+            line[block, "implied 95 %"] = MISSING if interval is None else f"[{interval[0]:.1f}, {interval[1]:.1f}]"
+
+
+def _published_cell(table: Table, row: Row, printed: pd.Series, title: str, column: Column | None) -> Cell:
+    """A printed number; ``column`` is None for an Average or a Total."""
+    value = float(printed[title])
+    text = f"{value:.{table.columns[0].digits}f}"
+    details = [("printed in", f"{source_name(row)}, {row.published_in or table.published}")]
+    if column is None:
+        items = sum(table.published_items(c, row.key) for c in table.printed_columns)
+        interval = implied_interval(table, printed) if _has_counts(table) else None
+        details.append(("items", str(items)))
+        details += [] if interval is None else [("95 % implied by the items", _interval(*interval))]
+    else:
+        items = table.published_items(column, row.key)
+        text += f" ({items})" if table.mixes_items(column) else ""
+        details.append(("items", str(items)))
+        if column.is_count:
+            count, low, high = implied_count(value, items, column.digits)
+            details += (
+                [("count", f"none of {items} items gives this number")]
+                if count is None
+                else [("count", f"{count} of {items}"), ("95 % implied by the count", _interval(low, high))]
+            )
+    return Cell(text, value, tuple(details))
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:.1f}, {high:.1f}]"
 
 
 def _has_counts(table: Table) -> bool:
@@ -93,12 +117,25 @@ def _knows_strict(table: Table, name: str, scale: str) -> bool:
     return all(column.printed for column in table.columns_at(scale) if column.name_at(scale) == name)
 
 
-def _cell_of(frame: pd.DataFrame | None, column: str, seeds: bool = False) -> str:
+def _cell_of(frame: pd.DataFrame | None, column: str, seeds: bool = False) -> str | Cell:
     if frame is None or column not in frame.index:
-        return "–"
+        return MISSING
     cell = frame.loc[column]
-    text = f"{100 * cell['mean']:.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
-    return text + (_seed_range(cell) if seeds else "")
+    text = f"{100 * cell['mean']:.1f} {_interval(100 * cell['low'], 100 * cell['high'])}"
+    details = {
+        "rule": cell["rule"],
+        "items": cell["num_items"],
+        "completions": f"{cell['num_samples']}" + (f", {cell['failed']} of the row failed" if cell["failed"] else ""),
+        "training seeds": cell["num_seeds"],
+        "95 % over items": _interval(100 * cell["low"], 100 * cell["high"]),
+        "single seeds": f"{100 * cell['seed_low']:.1f} to {100 * cell['seed_high']:.1f}",
+        "engine": cell["engine"],
+        "code": cell["code"],
+    }
+    if cell["num_seeds"] == 1:
+        del details["single seeds"]
+    named = tuple((name, str(value)) for name, value in details.items())
+    return Cell(text + (_seed_range(cell) if seeds else ""), 100 * cell["mean"], named, tuple(cell["runs"].split()))
 
 
 def _seed_range(cell: pd.Series) -> str:
@@ -107,13 +144,13 @@ def _seed_range(cell: pd.Series) -> str:
 
 def _counts(frame: pd.DataFrame | None, column: str) -> str:
     if frame is None or column not in frame.index:
-        return "–"
+        return MISSING
     cell = frame.loc[column]
     failed = f", {cell['failed']} failed" if cell["failed"] else ""
     return f"{cell['num_seeds']} × {cell['num_items']}{failed}"
 
 
-def comparison_layout(table: Table, scale: str, ours: pd.DataFrame, strict: pd.DataFrame | None = None) -> pd.DataFrame:
+def comparison_layout(table: Table, scale: str, ours: pd.DataFrame, strict: pd.DataFrame | None = None) -> ShownFrame:
     """The table's comparisons: the published difference and what its item counts imply, beside our paired one.
 
     Args:
@@ -123,25 +160,23 @@ def comparison_layout(table: Table, scale: str, ours: pd.DataFrame, strict: pd.D
     published, names = published_scores(table), {row.key: row for row in table.rows}
     lines, index = [], []
     for mine, other in table.comparisons_at(scale):
-        line: dict[tuple[str, str], object] = {}
+        line: dict[tuple[str, str], str | Cell] = {}
         if len(published):
             pair = [published.loc[key] for key in (mine, other) if key in published.index]
             _add_published_pair(line, table, pair)
         block = "measured here" if scale == "paper" else f"miniature, scale {scale} (not comparable)"
         cell = _pair(ours, mine, other)
         line[block, "difference [95 % over items]"] = _gap(cell)
-        line[block, "single seeds [95 % over seeds]"] = "–" if cell is None else _over_seeds(cell)
-        line[block, "told apart"] = "–" if cell is None else _yes(cell)
-        line[block, "n"] = "–" if cell is None else f"{cell['num_seeds']} × {cell['num_items']}"
+        line[block, "single seeds [95 % over seeds]"] = MISSING if cell is None else _over_seeds(cell)
+        line[block, "told apart"] = MISSING if cell is None else _yes(cell)
+        line[block, "n"] = MISSING if cell is None else f"{cell['num_seeds']} × {cell['num_items']}"
         if strict is not None:
             cell = _pair(strict, mine, other)
             line["the same, strict rule", "difference [95 % over items]"] = _gap(cell)
-            line["the same, strict rule", "told apart"] = "–" if cell is None else _yes(cell)
+            line["the same, strict rule", "told apart"] = MISSING if cell is None else _yes(cell)
         lines.append(line)
         index.append(f"{names[mine].label_at(scale)} − {names[other].label_at(scale)}")
-    frame = pd.DataFrame(lines, index=pd.Index(index, name=f"{table.headline_title(scale)} of one row − another"))
-    frame.columns = pd.MultiIndex.from_tuples(frame.columns)
-    return frame
+    return shown(lines, pd.Index(index, name=f"{table.headline_title(scale)} of one row − another"))
 
 
 def _add_published_pair(line: dict, table: Table, pair: list[pd.Series]) -> None:
@@ -160,11 +195,21 @@ def _pair(frame: pd.DataFrame, mine: str, other: str) -> pd.Series | None:
     return found.iloc[0] if len(found) else None
 
 
-def _gap(cell: pd.Series | None) -> str:
+def _gap(cell: pd.Series | None) -> str | Cell:
     if cell is None:
-        return "–"
-    interval = "" if pd.isna(cell["low"]) else f" [{cell['low']:+.1f}, {cell['high']:+.1f}]"
-    return f"{cell['difference']:+.1f}{interval}"
+        return MISSING
+    known = not pd.isna(cell["low"])
+    interval = f" [{cell['low']:+.1f}, {cell['high']:+.1f}]" if known else ""
+    details = [
+        (
+            "paired on",
+            f"{cell['num_items']} items, {cell['num_seeds']} training seed{'s' if cell['num_seeds'] > 1 else ''}",
+        ),
+        ("95 % over items", interval.strip() or "none: one item in a stratum"),
+    ]
+    if cell["num_seeds"] > 1:
+        details.append(("single seeds [95 % over seeds]", _over_seeds(cell)))
+    return Cell(f"{cell['difference']:+.1f}{interval}", cell["difference"], tuple(details), tuple(cell["runs"].split()))
 
 
 def _yes(cell: pd.Series) -> str:
@@ -186,7 +231,7 @@ def flat(table: Table, measured: pd.DataFrame, scale: str, origin: str) -> pd.Da
     published, rows = published_scores(table), {row.key: row for row in table.rows}
     titles = {column.name_at(scale): column.title for column in table.printed_columns}
     titles[table.headline_at(scale)] = table.headline
-    out = measured.copy()
+    out = measured.assign(seeds=[" ".join(f"{score:.6f}" for score in scores) for scores in measured["seeds"]])
     out.insert(0, "origin", origin)
     out.insert(0, "scale", scale)
     shown = out["row"].isin(published.index) & (out["rule"] == "published") & out["column"].isin(titles)
@@ -206,7 +251,6 @@ def provenance(runs: Sequence[RowRuns]) -> pd.DataFrame:
     for entry in (run for row in runs for run in row.runs):
         for seed, folder in entry.folders.items():
             run = records.read_run(folder)
-            code = (run.environment.get("commit") or "no git checkout")[:10]
             lines.append(
                 {
                     "row": f"{entry.row.key}, {entry.row.column}" if entry.row.column else entry.row.key,
@@ -215,7 +259,7 @@ def provenance(runs: Sequence[RowRuns]) -> pd.DataFrame:
                     "weights": (run.model["weights"] or run.model["revision"] or "")[:12],
                     "engine": " ".join(filter(None, (run.engine["name"], run.engine.get("version")))),
                     "dtype": run.engine.get("dtype"),
-                    "code": code + ("+" if run.environment.get("uncommitted_changes") else ""),
+                    "code": code_of(run),
                     "finished": run.finished,
                     "generate_and_grade_s": run.timings.get("generate_and_grade_s"),
                 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from scipy.stats import t as student_t
@@ -13,6 +13,8 @@ from eval_harness.benchmarks import get_benchmark
 from eval_harness.stats import Estimate, mean_of_differences, mean_of_estimates, mean_of_items, mean_of_strata
 from gpg_repro.tables.base import BASE, RULES, Column, RowRuns, Table
 from gpg_repro.tables.marks import by_item, by_seed, column_marks, samples, total_marks
+from gpg_repro.tables.settings import matching, unequal
+from gpg_repro.tables.shown import MISSING, Cell, ShownFrame, shown
 
 MIN_SEEDS = 3
 """From so many training seeds on, an interval over seeds is given too."""
@@ -33,12 +35,12 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
     """One line per rule, row and column (the table's columns, then ``average`` or ``total``), seeds pooled.
 
     Marks of all seeds are the samples of an item, so the interval is over items (clustered), not over training seeds;
-    ``seed_low`` and ``seed_high`` are the smallest and largest score of a single seed. A column that a row was not
-    measured on has no line; an average needs every column that the paper has.
+    ``seeds`` are the scores of the single seeds, ``seed_low`` and ``seed_high`` the extremes. A column that a row was
+    not measured on has no line; an average needs every column that the paper has.
 
     Returns:
-        Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seed_low,
-        seed_high, failed, engine.
+        Columns rule, row, label, column, mean, se, low, high (fractions), num_items, num_samples, num_seeds, seeds,
+        seed_low, seed_high, failed, engine, code (commits) and runs (ids, separated by blanks).
     """
     lines = []
     for rule in RULES:
@@ -48,6 +50,7 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
                 "failed": _failed(table, entry, scale),
                 "engine": ", ".join(sorted(_engines(entry))),
             }
+            columns = {column.name_at(scale): column for column in table.columns_at(scale)}
             for name, (estimate, per_seed) in _estimates(table, entry, scale, rule).items():
                 lines.append(
                     {
@@ -56,13 +59,25 @@ def scores(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
                         "label": entry.row.label_at(scale),
                         "column": name,
                         **estimate.as_dict(),
+                        "seeds": tuple(per_seed),
                         "seed_low": min(per_seed),
                         "seed_high": max(per_seed),
                         **shared,
+                        **_origin(entry, columns.get(name)),
                     }
                 )
-    columns = ["rule", "row", "label", "column", *Estimate.__dataclass_fields__]
-    return pd.DataFrame(lines, columns=[*columns, "num_seeds", "seed_low", "seed_high", "failed", "engine"])
+    names = [
+        "rule",
+        "row",
+        "label",
+        "column",
+        *Estimate.__dataclass_fields__,
+        "num_seeds",
+        "seeds",
+        "seed_low",
+        "seed_high",
+    ]
+    return pd.DataFrame(lines, columns=[*names, "failed", "engine", "code", "runs"])
 
 
 def _estimates(table: Table, entry: RowRuns, scale: str, rule: str) -> dict[str, tuple[Estimate, list[float]]]:
@@ -94,6 +109,19 @@ def _total(table: Table, marks: pd.DataFrame, scale: str) -> Estimate:
 
 def _engines(entry: RowRuns) -> set[str]:
     return {records.read_run(folder).engine["name"] for run in entry.runs for folder in run.folders.values()}
+
+
+def _origin(entry: RowRuns, column: Column | None) -> dict[str, str]:
+    """Commits and ids of the evaluations behind a column of a row (None: behind all of them)."""
+    runs = entry.runs if column is None else filter(None, [entry.of(column)])
+    found = [records.read_run(run.folders[seed]) for run in runs for seed in entry.seeds]
+    return {"code": ", ".join(sorted({code_of(run) for run in found})), "runs": " ".join(run.run_id for run in found)}
+
+
+def code_of(run: records.RunRecord | records.TrainingRecord) -> str:
+    """The commit that made a record, ``+`` where files were changed; says so where there was no checkout."""
+    commit = (run.environment.get("commit") or "no git checkout")[:10]
+    return commit + ("+" if run.environment.get("uncommitted_changes") else "")
 
 
 def _failed(table: Table, entry: RowRuns, scale: str) -> int:
@@ -140,24 +168,40 @@ def difference(
     strata) are weighed as in the number itself. ``low``, ``high`` and ``p_value`` are Student's t on the item
     differences (``eval_harness.stats.mean_of_differences``): they cover items, not training seeds. The differences of
     single seeds (seed k against seed k; an untrained base against every seed) give ``seeds_low`` and ``seeds_high``,
-    Student's t over seeds, from three seeds on; ``seed_min`` and ``seed_max`` are the extremes.
+    Student's t over seeds, from three seeds on; ``seeds`` are they, ``seed_min`` and ``seed_max`` the extremes.
 
     Args:
         column: compare this column instead of the headline.
+        other: the base row stands for the base under the settings of ``mine``, where that was measured.
 
     Returns:
-        difference, low, high, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three seeds),
-        p_value, num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks the
-        number.
+        difference, low, high, seeds, seed_min, seed_max, seeds_low, seeds_high (percentage points; None below three
+        seeds), p_value, num_items, num_seeds, and ``apart``: every interval given excludes zero. None where a row lacks
+        the number, or where the two were measured under different settings (``tables.settings.refusals`` says how).
     """
+    return _difference(table, mine, other, scale, column, lambda row: _cells(table, row, scale, rule, column))
+
+
+def _difference(
+    table: Table,
+    mine: RowRuns,
+    other: RowRuns,
+    scale: str,
+    column: Column | None,
+    cells_of: Callable[[RowRuns], dict[object, tuple] | None],
+) -> dict[str, float | int | bool | None] | None:
+    """:func:`difference`, with the marks of a row from ``cells_of``."""
+    other = matching(mine, other)
+    if unequal(table, mine, other, scale, column):
+        return None
+    my_cells, other_cells = cells_of(mine), cells_of(other)
     untrained = set(other.seeds) == {0} and not other.row.trained
     seeds = mine.seeds if untrained else sorted(set(mine.seeds) & set(other.seeds))
-    cells = [_cells(table, entry, scale, rule, column) for entry in (mine, other)]
-    if None in cells or not seeds:
+    if my_cells is None or other_cells is None or not seeds:
         return None
     gaps, weights, single = [], [], [0.0] * len(seeds)
-    for name, (weight, a) in cells[0].items():
-        b = cells[1][name][1]
+    for name, (weight, a) in my_cells.items():
+        b = other_cells[name][1]
         gaps.append((a.mean(axis=1) - b.mean(axis=1)).dropna().to_numpy())
         weights.append(weight)
         single = [s + weight * (a[k] - b[k if k in b else 0]).mean() for s, k in zip(single, seeds, strict=True)]
@@ -169,6 +213,7 @@ def difference(
         half = float(student_t.ppf(0.975, len(seeds) - 1)) * of_seeds.std(ddof=1) / math.sqrt(len(seeds))
         result |= {"seeds_low": of_seeds.mean() - half, "seeds_high": of_seeds.mean() + half}
     percent = {key: None if value is None else 100 * value for key, value in result.items()}
+    percent["seeds"] = tuple(100 * value for value in single)
     apart = percent["low"] > 0 or percent["high"] < 0  # false too where one item per stratum leaves no interval
     if percent["seeds_low"] is not None:
         apart = apart and not percent["seeds_low"] <= 0 <= percent["seeds_high"]
@@ -193,7 +238,13 @@ def bases(entry: RowRuns) -> set[str]:
 
 
 def comparable(mine: RowRuns, other: RowRuns) -> bool:
-    """Whether two rows started from the same base; one made on another machine can differ."""
+    """Whether two rows started from the same base; one made on another machine can differ.
+
+    Of a released checkpoint the registry says what it was trained from, which is all that is asked against the base.
+    """
+    released = None if mine.row.trained else mine.row.checkpoint
+    if released and released.base and other.row.key == BASE:
+        return released.base == other.row.hub
     a, b = bases(mine), bases(other)
     return not a or not b or a == b
 
@@ -202,7 +253,8 @@ def gains(table: Table, runs: Sequence[RowRuns], scale: str, base: str = BASE, r
     """Every row against one baseline row; no lines if the baseline was not measured.
 
     Returns:
-        Columns row, label, against, and those of :func:`difference`.
+        Columns row, label, against, ``as_row`` (the base was measured again under the row's settings), and those of
+        :func:`difference`.
     """
     by_row = {entry.row.key: entry for entry in runs}
     pairs = [(key, base) for key in by_row if key != base] if base in by_row else []
@@ -219,20 +271,33 @@ def differences(
 ) -> pd.DataFrame:
     """Paired differences of pairs of rows (None: the table's comparisons) in the headline number, or in one column.
 
-    Pairs that were not measured, and rows that did not start from the same base, are left out.
+    Pairs that were not measured, rows that did not start from the same base, and rows measured under different settings
+    are left out.
 
     Returns:
-        Columns row, label, against, against_label and those of :func:`difference`.
+        Columns row, label, against, against_label, as_row, those of :func:`difference`, and runs (ids of the
+        evaluations behind both rows, separated by blanks).
     """
     by_row = {entry.row.key: entry for entry in runs}
+    cells: dict[int, dict[object, tuple] | None] = {}
+
+    def cells_of(entry: RowRuns) -> dict[object, tuple] | None:
+        """A row's marks, read once however many pairs it is in."""
+        if id(entry) not in cells:
+            cells[id(entry)] = _cells(table, entry, scale, rule, column)
+        return cells[id(entry)]
+
     lines = []
-    for mine, other in table.comparisons if pairs is None else pairs:
-        if mine not in by_row or other not in by_row or not comparable(by_row[mine], by_row[other]):
+    for key, against in table.comparisons if pairs is None else pairs:
+        if key not in by_row or against not in by_row or not comparable(by_row[key], by_row[against]):
             continue
-        found = difference(table, by_row[mine], by_row[other], scale, rule, column)
+        mine, other = by_row[key], by_row[against]
+        found = _difference(table, mine, other, scale, column, cells_of)
         if found is not None:
-            labels = {"label": by_row[mine].row.label_at(scale), "against_label": by_row[other].row.label_at(scale)}
-            lines.append({"row": mine, "against": other, **labels, **found})
+            measured = matching(mine, other)
+            labels = {"label": mine.row.label_at(scale), "against_label": other.row.label_at(scale)}
+            found["runs"] = " ".join(_origin(entry, column)["runs"] for entry in (mine, measured))
+            lines.append({"row": key, "against": against, **labels, "as_row": measured is not other, **found})
     return pd.DataFrame(lines)
 
 
@@ -252,7 +317,7 @@ def training_summary(runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
         alpha_high (mean and range of B/(B-M) in the first draw over steps with a valid group), alpha_applied (mean),
         reward_std (mean), clipped (share of steps whose gradient norm exceeded the limit), grad_norm (mean, before
         clipping), max_grad_norm, num_draws (mean), num_dropped_groups (total), prompts (mean per step), reward_last
-        (mean sampled reward of the last ten steps), train_s (mean per run).
+        (mean sampled reward of the last ten steps), train_s (mean per run), runs (ids, separated by blanks).
     """
     lines = []
     for entry in (run for row in runs for run in row.runs):
@@ -286,36 +351,43 @@ def training_summary(runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
                     [frame.get("reward", pd.Series(dtype=float)).tail(10) for frame in frames]
                 ).mean(),
                 "train_s": sum(run.timings.get("train_s", float("nan")) for run in runs_of_row) / len(frames),
+                "runs": " ".join(run.run_id for run in runs_of_row),
             }
         )
     return pd.DataFrame(lines)
 
 
-def training_layout(summary: pd.DataFrame) -> pd.DataFrame:
+def training_layout(summary: pd.DataFrame) -> ShownFrame:
     """:func:`training_summary` as people read it."""
-    lines = {
-        line.label: {
-            "seeds × steps": f"{line.num_seeds} × {line.num_steps // line.num_seeds}",
-            "mean α called for [range]": _known(
-                line.alpha, f"{line.alpha:.2f} [{line.alpha_low:.2f}, {line.alpha_high:.2f}]"
-            ),
-            "mean α applied": _known(line.alpha_applied, f"{line.alpha_applied:.2f}"),
-            "reward std": _known(line.reward_std, f"{line.reward_std:.3f}"),
-            "steps clipped": f"{100 * line.clipped:.0f} %",
-            "gradient norm (limit)": f"{line.grad_norm:.3f} ({_limit(line.max_grad_norm)})",
-            "draws per step": _known(line.num_draws, f"{line.num_draws:.2f}"),
-            "prompts per step": _known(line.prompts, f"{line.prompts:.1f}"),
-            "valid groups dropped": _known(line.num_dropped_groups, f"{line.num_dropped_groups:.0f}"),
-            "sampled reward, last 10 steps": _known(line.reward_last, f"{line.reward_last:.3f}"),
-            "seconds per run": f"{line.train_s:.0f}",
-        }
-        for line in summary.itertuples()
+    lines = [_training_line(line) for line in summary.itertuples()]
+    return shown(lines, pd.Index([line.label for line in summary.itertuples()], name="row"))
+
+
+def _training_line(line) -> dict[str, Cell]:
+    behind = (("steps", f"{line.num_steps} in all"), ("training seeds", str(line.num_seeds)))
+    runs = tuple(line.runs.split())
+
+    def cell(text: str, value: float, *details: tuple[str, str]) -> Cell:
+        known = not pd.isna(value)
+        return Cell(text if known else MISSING, value if known else None, (*behind, *details), runs)
+
+    return {
+        "seeds × steps": cell(f"{line.num_seeds} × {line.num_steps // line.num_seeds}", line.num_steps),
+        "mean α called for [range]": cell(
+            f"{line.alpha:.2f} [{line.alpha_low:.2f}, {line.alpha_high:.2f}]",
+            line.alpha,
+            ("range", "over the steps that had a group with a signal"),
+        ),
+        "mean α applied": cell(f"{line.alpha_applied:.2f}", line.alpha_applied),
+        "reward std": cell(f"{line.reward_std:.3f}", line.reward_std),
+        "steps clipped": cell(f"{100 * line.clipped:.0f} %", line.clipped),
+        "gradient norm (limit)": cell(f"{line.grad_norm:.3f} ({_limit(line.max_grad_norm)})", line.grad_norm),
+        "draws per step": cell(f"{line.num_draws:.2f}", line.num_draws),
+        "prompts per step": cell(f"{line.prompts:.1f}", line.prompts),
+        "valid groups dropped": cell(f"{line.num_dropped_groups:.0f}", line.num_dropped_groups),
+        "sampled reward, last 10 steps": cell(f"{line.reward_last:.3f}", line.reward_last),
+        "seconds per run": cell(f"{line.train_s:.0f}", line.train_s),
     }
-    return pd.DataFrame(lines).T.rename_axis("row")
-
-
-def _known(value: float, text: str) -> str:
-    return "–" if pd.isna(value) else text
 
 
 def _limit(norm: float) -> str:

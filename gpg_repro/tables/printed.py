@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
 import pandas as pd
 
-from eval_harness.stats import Z95
+from eval_harness.stats import Z95, wilson
+from gpg_repro.counts import Counts, attainability, counts_behind, cut, decimal, rounded, share, variance_of_mean
 from gpg_repro.tables.base import Column, Table, published_scores
+
+__all__ = ["arithmetic_notes", "attainability", "implied_difference", "implied_interval", "implied_se"]
 
 
 def implied_se(table: Table, published: pd.Series) -> float | None:
@@ -21,13 +23,9 @@ def implied_se(table: Table, published: pd.Series) -> float | None:
     if not all(column.is_count for column in columns) or pd.isna(published[table.headline]):
         return None
     if table.summary == "total":
-        p, num_items = published["Total"] / 100, sum(column.num_items for column in columns)
-        return math.sqrt(p * (1 - p) / num_items) * 100
-    variance = 0.0
-    for column in columns:
-        p = published[column.title] / 100
-        variance += p * (1 - p) / table.published_items(column, published.name)
-    return math.sqrt(variance) / len(columns) * 100
+        return 100 * math.sqrt(variance_of_mean([(published["Total"], sum(column.num_items for column in columns))]))
+    parts = [(published[column.title], table.published_items(column, published.name)) for column in columns]
+    return 100 * math.sqrt(variance_of_mean(parts))
 
 
 def implied_interval(table: Table, published: pd.Series) -> tuple[float, float] | None:
@@ -52,33 +50,21 @@ def implied_difference(
     return difference, difference - half, difference + half
 
 
-def attainability(percent: float, num_items: int, digits: int = 1) -> str:
-    """Whether a printed percentage is a count of right answers over ``num_items``.
-
-    Args:
-        digits: printed decimals.
+def implied_count(
+    percent: float, num_items: int, digits: int = 1
+) -> tuple[int, float, float] | tuple[None, None, None]:
+    """The count of right answers behind a printed percentage with its Wilson interval in percent, one sample per item.
 
     Returns:
-        ``"rounded"`` if some count rounds to it (half up), ``"cut"`` if one gives it only with its digits cut off,
-        ``"none"`` if no count does (an average over several samples, or a slip).
+        count (the middle one, where several print alike), low, high; None for each where no count of ``num_items``
+        gives the percentage.
     """
-    return _count(percent, num_items, digits)[0]
-
-
-def _count(percent: float, num_items: int, digits: int) -> tuple[str, int | None]:
-    """The verdict of :func:`attainability` and the count behind the percentage, if there is one."""
-    wanted, nearest = _decimal(percent, digits), round(percent * num_items / 100)
-    counts = range(max(0, nearest - 1), min(num_items, nearest + 1) + 1)
-    for verdict, rounding in (("rounded", ROUND_HALF_UP), ("cut", ROUND_DOWN)):
-        for count in counts:
-            if _decimal(Decimal(100 * count) / num_items, digits, rounding) == wanted:
-                return verdict, count
-    return "none", None
-
-
-def _decimal(percent: float | Decimal, digits: int, rounding: str = ROUND_HALF_UP) -> Decimal:
-    value = percent if isinstance(percent, Decimal) else Decimal(str(percent))
-    return value.quantize(Decimal(1).scaleb(-digits), rounding)
+    counts = counts_behind(percent, num_items, digits).counts
+    if not counts:
+        return None, None, None
+    count = counts[len(counts) // 2]
+    low, high = wilson(count, num_items)
+    return count, 100 * low, 100 * high
 
 
 def arithmetic_notes(table: Table) -> list[str]:
@@ -96,7 +82,7 @@ def arithmetic_notes(table: Table) -> list[str]:
             if pd.isna(printed[column.title]):
                 continue
             items = table.published_items(column, key)
-            verdict, _ = _count(float(printed[column.title]), items, column.digits)
+            verdict = counts_behind(printed[column.title], items, column.digits).verdict
             text = f"{label}: {_shown(printed, column)} on {column.title}"
             if verdict == "none":
                 notes.append(f"{text} is no count of {items} items, however rounded.")
@@ -115,22 +101,23 @@ def _average_note(table: Table, printed: pd.Series, label: str) -> list[str]:
     if pd.isna(printed["Average"]):
         return []
     digits = table.columns[0].digits
-    values = [Decimal(str(printed[column.title])) for column in table.printed_columns]
+    values = [decimal(printed[column.title]) for column in table.printed_columns]
     mean = sum(values) / len(values)
-    if _decimal(mean, digits) == _decimal(printed["Average"], digits):
+    if rounded(mean, digits) == decimal(printed["Average"]):
         return []
     return [f"{label}: the printed columns have the mean {mean:.2f}; the printed Average is {printed['Average']}."]
 
 
 def _total_note(columns: list[Column], printed: pd.Series, label: str) -> list[str]:
-    counts = [_count(float(printed[column.title]), column.num_items, column.digits)[1] for column in columns]
-    if None in counts:
+    found: list[Counts] = [counts_behind(printed[column.title], column.num_items, column.digits) for column in columns]
+    if any(not task.counts for task in found):
         return [f"{label}: the Total cannot be checked, since a column is no count."]
+    counts = [task.counts[0] for task in found]
     whole, digits = sum(column.num_items for column in columns), columns[0].digits
-    exact, total = Decimal(100 * sum(counts)) / whole, _decimal(printed["Total"], digits)
+    exact, total = share(sum(counts), whole), rounded(printed["Total"], digits)
     text = f"{label}: {' + '.join(map(str, counts))} = {sum(counts)} of {whole} right is {exact:.3f}"
-    if _decimal(exact, digits) == total:
+    if rounded(exact, digits) == total:
         return []
-    if _decimal(exact, digits, ROUND_DOWN) == total:
+    if cut(exact, digits) == total:
         return [f"{text}; the printed Total {total} is that with its digits cut off."]
     return [f"{text}; the printed Total is {total}."]

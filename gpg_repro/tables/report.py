@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +32,7 @@ from gpg_repro.tables.numbers import (
 from gpg_repro.tables.printed import arithmetic_notes, implied_difference
 from gpg_repro.tables.rules import disagreement_layout, disagreements
 from gpg_repro.tables.runs import REFERENCE, check_scale, reference_runs, run_table, save_reference
+from gpg_repro.tables.settings import engine_note, refusals
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Report:
     frame: pd.DataFrame
     notes: list[str]
     results: Path
+    _differences: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+    """By rule; several sections ask for them."""
 
     @property
     def source(self) -> list[RowRuns]:
@@ -117,7 +120,9 @@ class Report:
 
     def differences(self, rule: str = "published") -> pd.DataFrame:
         """Paired differences of the pairs the table is read for."""
-        return differences(self.table, self.source, self.scale, rule=rule)
+        if rule not in self._differences:
+            self._differences[rule] = differences(self.table, self.source, self.scale, rule=rule)
+        return self._differences[rule].copy()
 
     def comparisons(self) -> pd.DataFrame:
         """The same as people read it, the published differences beside ours."""
@@ -243,6 +248,7 @@ def notes_for(table: Table, scale: str, runs: Sequence[RowRuns], committed: Sequ
                 notes.append(f"{entry.row.label}, seed {seed}: {failed} samples failed and count as wrong.")
     for origin, entries in (("this run", runs), ("committed records", committed)):
         notes += _base_notes(origin, entries)
+        notes += refusals(table, entries, scale) + engine_note(entries)
     if scale == "paper":
         notes += _sample_notes(runs)
         found = {part.row.recipe for entry in runs for part in entry.runs}
@@ -352,7 +358,8 @@ def _gains_text(report: Report) -> str:
     if not len(frame):
         return "The base these rows started from was not measured, so no gain over it can be computed."
     lines = [
-        f"- **{g.label}**: {g.difference:+.1f} points over our own base [{g.low:+.1f}, {g.high:+.1f}], "
+        f"- **{g.label}**: {g.difference:+.1f} points over our own base{' under its settings' if g.as_row else ''} "
+        f"[{g.low:+.1f}, {g.high:+.1f}], "
         f"{g.num_items} items, {_plural(g.num_seeds, 'training seed')}{_seed_text(g)}{_strict_text(g, strict)}"
         for g in frame.itertuples()
     ]
@@ -361,7 +368,31 @@ def _gains_text(report: Report) -> str:
         f"Not told apart from the base: {', '.join(unsure)}." if unsure else "Every row is told apart from the base."
     )
     number = "" if report.table.summary == "average" else f" in {report.table.headline_title(report.scale)}"
-    return f"Paired gains{number} ({report.origin}, scale {report.scale}):\n\n" + "\n".join(lines) + f"\n\n{verdict}"
+    head = f"Paired gains{number} ({report.origin}, scale {report.scale}). {_bases_text(report)}"
+    return f"{head}\n\n" + "\n".join(lines) + f"\n\n{verdict}"
+
+
+def _bases_text(report: Report) -> str:
+    """What the gains are over: our own base, again under other settings where a row has them, the published one beside.
+
+    At paper scale only does the published number stand there: a miniature has none.
+    """
+    table, scale = report.table, report.scale
+    rows = [next(entry for entry in report.source if entry.row.key == BASE)]
+    rows += [entry.base for entry in report.source if entry.base is not None]
+    names = ["", *(f" under the settings of {e.row.label_at(scale)}" for e in report.source if e.base is not None)]
+    texts = []
+    for entry, name in zip(rows, names, strict=True):
+        frame = scores(table, [entry], scale)
+        cell = frame[(frame["rule"] == "published") & (frame["column"] == table.headline_at(scale))]
+        for line in cell.itertuples():
+            texts.append(f"{100 * line.mean:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]{name}")
+    text = f"Our own base: {', '.join(texts)}" if texts else "Our own base has no such number"
+    published = published_scores(table)
+    if scale == "paper" and BASE in published.index and pd.notna(published.loc[BASE, table.headline]):
+        digits = table.columns[0].digits
+        text += f"; published: {published.loc[BASE, table.headline]:.{digits}f} (beside, never subtracted)"
+    return text + "."
 
 
 def _seed_text(cell) -> str:

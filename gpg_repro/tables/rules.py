@@ -10,6 +10,7 @@ import pandas as pd
 from eval_harness import records
 from eval_harness.records import Sample
 from gpg_repro.tables.base import SAME_MARK, RowRuns, Table
+from gpg_repro.tables.shown import Cell, ShownFrame, shown
 
 
 def disagreements(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataFrame:
@@ -17,7 +18,8 @@ def disagreements(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataF
 
     Returns:
         Columns row, label, benchmark, num_samples, kinder (the published mark is the higher one), harsher (it is the
-        lower one), flags (``name: count``, what the graders counted beside the mark), all counts of samples.
+        lower one), flags (``name: count``, what the graders counted beside the mark), all counts of samples; runs (ids,
+        separated by blanks).
     """
     lines = []
     for entry in (run for row in runs for run in row.runs):
@@ -42,25 +44,28 @@ def disagreements(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataF
                     "kinder": counts["kinder"],
                     "harsher": counts["harsher"],
                     "flags": ", ".join(f"{flag}: {count}" for flag, count in sorted(flags.items())),
+                    "runs": " ".join(records.read_run(folder).run_id for folder in entry.folders.values()),
                 }
             )
-    return pd.DataFrame(lines, columns=["row", "label", "benchmark", "num_samples", "kinder", "harsher", "flags"])
+    counts = ["num_samples", "kinder", "harsher"]
+    return pd.DataFrame(lines, columns=["row", "label", "benchmark", *counts, "flags", "runs"])
 
 
-def disagreement_layout(frame: pd.DataFrame) -> pd.DataFrame:
+def disagreement_layout(frame: pd.DataFrame) -> ShownFrame:
     """:func:`disagreements` as people read it; the base of a table with several sets has a line per set."""
-    return pd.DataFrame(
+    lines = [
         {
-            "set": frame["benchmark"].to_list(),
-            "answers": frame["num_samples"].astype(str).to_list(),
-            "published rule kinder": _shares(frame, "kinder"),
-            "published rule harsher": _shares(frame, "harsher"),
-            "peculiarities": [flags or "none" for flags in frame["flags"]],
-        },
-        index=pd.Index(frame["label"].to_list(), name="row"),
-    )
+            "set": line.benchmark,
+            "answers": str(line.num_samples),
+            "published rule kinder": _share(line, line.kinder),
+            "published rule harsher": _share(line, line.harsher),
+            "peculiarities": line.flags or "none",
+        }
+        for line in frame.itertuples()
+    ]
+    return shown(lines, pd.Index(frame["label"].to_list(), name="row"))
 
 
-def _shares(frame: pd.DataFrame, counts: str) -> list[str]:
-    pairs = zip(frame[counts], frame["num_samples"], strict=True)
-    return [f"{count} ({100 * count / whole:.1f} %)" for count, whole in pairs]
+def _share(line, count: int) -> Cell:
+    text = f"{count} ({100 * count / line.num_samples:.1f} %)"
+    return Cell(text, count, (("answers", f"{count} of {line.num_samples}"),), tuple(line.runs.split()))

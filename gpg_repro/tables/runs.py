@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from eval_harness.models import check_model, offline_if_unreachable
 from eval_harness.released import Job
 from eval_harness.runner import Overrides, evaluate
 from eval_harness.sources import default_data_root, default_image_root
+from gpg_repro.committed import refuse_work
 from gpg_repro.paths import ROOT
 from gpg_repro.paths import results as default_results
 from gpg_repro.recipe import SCALES, Recipe, load_recipe
@@ -66,12 +67,14 @@ def run_table(
         data_root: local copies of the benchmarks.
 
     Raises:
+        NoRecords: only records may be shown (see :mod:`gpg_repro.committed`).
         UserError: unknown scale, seeds < 1, or (paper scale) models or data that cannot be had; everything missing is
             listed before any work.
     """
     check_scale(scale, seeds)
     if seeds < 1:
         raise UserError(f"SEEDS {seeds}: expected at least 1 seed to train; 0 only shows committed records.")
+    refuse_work(f"{table.name} at scale {scale}")
     resolve_engine(engine)
     root = (results or default_results()) / "runs"
     if scale == "paper":
@@ -276,6 +279,7 @@ def _run_released(table: Table, engine: str, root: Path, data_root: Path | None,
             + "\n".join(f"- {m}" for m in missing)
         )
     done, engine = [], resolve_engine(engine)
+    base_row = next((row for row in table.rows if row.key == BASE), None)
     for row in table.rows:
         found = {}
         for part in parts[row.key]:
@@ -309,8 +313,28 @@ def _run_released(table: Table, engine: str, root: Path, data_root: Path | None,
             if folders:
                 found[part.column] = RowRuns(part, folders, here.get(part.recipe, {}))
         if found:
-            done.append(_joined(row, found))
+            entry = _joined(row, found)
+            job = base_under_settings_of(row, base_row)
+            if job is not None and row.key in jobs:
+                options = {"engine": engine, "root": root, "data_root": data_root, "progress": progress}
+                measured = released.evaluate_job(job, table.measured_on(row, "paper"), **options)
+                entry = replace(entry, base=RowRuns(base_row, {0: measured}))
+            done.append(entry)
     return done
+
+
+def base_under_settings_of(row: Row, base: Row | None) -> Job | None:
+    """The base's measurement that a released row's gain is over, where the base row's own is under other settings.
+
+    None: the base row's own does; the row was not trained from this base; or the base cannot be measured so (then there
+    is no gain, and the table's notes say why).
+    """
+    known = row.checkpoint, base.checkpoint if base else None
+    if None in known or row.key == base.key or known[0].base != known[1].id:
+        return None
+    own = Job(known[1], base.variant)
+    job = own.measured_as(Job(known[0], row.variant))
+    return None if job == own or job.obstacle else job
 
 
 def _settings_of_base(part: Row) -> dict[str, Any]:
@@ -434,6 +458,7 @@ def recipe_trainings(
     if scale == "paper":
         found = finished_trainings(recipe, scale, root)
         if not found:
+            refuse_work(f"the training {recipe} at scale {scale}")
             raise UserError(
                 f"no training of {recipe} at paper scale in {root.name}/; start it with "
                 f"`make train RECIPE={recipe} SCALE=paper`."
@@ -442,6 +467,7 @@ def recipe_trainings(
     committed = _seeds_of(REFERENCE / scale / recipe, "training/run.json")
     if seeds == 0 and committed:
         return committed, "committed records"
+    refuse_work(f"the training {recipe} at scale {scale}")
     from gpg_repro.train import train
 
     chosen = [load_recipe(recipe, scale=scale, seed=seed) for seed in range(max(1, seeds))]

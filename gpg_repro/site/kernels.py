@@ -1,0 +1,115 @@
+"""Kernels forked from one process that has imported what the notebooks import: a page costs its work, not its imports.
+
+The process is Python's own fork server (:mod:`multiprocessing`): it has one thread and no state of any notebook, and
+each notebook still has a kernel process to itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
+
+_PRELOADED = ["ipykernel.kernelapp", "matplotlib.pyplot", "gpg_repro.tables.report", "gpg_repro.figures.figure_2"]
+_INLINE = "module://matplotlib_inline.backend_inline"
+
+
+def forked_kernels(environment: Mapping[str, str], log: Path) -> type[AsyncKernelManager]:
+    """A class of kernel managers for one notebook.
+
+    Args:
+        environment: variables of the kernel, on top of this process's.
+        log: file for what the kernel itself prints.
+    """
+
+    class Manager(_Manager):
+        extra_environment, kernel_log = dict(environment), log
+
+    return Manager
+
+
+class _Manager(AsyncKernelManager):
+    extra_environment: dict[str, str]
+    kernel_log: Path
+
+    async def _async_pre_start_kernel(self, **options):
+        if self.provisioner is None:
+            self.provisioner = _Forked(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+        return await super()._async_pre_start_kernel(**options)
+
+
+class _Forked(LocalProvisioner):
+    """Starts the kernel as a child of the fork server; the rest is jupyter's own."""
+
+    async def launch_kernel(self, cmd: list[str], **options: Any):
+        environment = {**os.environ, **(options.get("env") or {}), **self.parent.extra_environment}
+        arguments = (cmd[cmd.index("-f") + 1], environment, str(options.get("cwd") or Path.cwd()))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        _start_server(environment)
+        child = context.Process(target=_kernel, args=(*arguments, str(self.parent.kernel_log)))
+        child.start()
+        self.process = _Child(child)
+        self.pid = child.pid
+        return self.connection_info
+
+
+def _start_server(environment: Mapping[str, str]) -> None:
+    """Start the fork server unless it runs, with the number of threads its libraries read on import."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+class _Child:
+    """A child of the fork server in the shape of ``subprocess.Popen``, as far as jupyter looks."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process):
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self._process.exitcode is None:
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+
+def _kernel(connection_file: str, environment: dict[str, str], folder: str, log: str) -> None:
+    """Become a kernel, with the environment, folder and backend a kernel of its own process would have."""
+    os.environ.clear()
+    os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()), MPLBACKEND=_INLINE)
+    os.chdir(folder)
+    with open(log, "ab") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+    import matplotlib
+    from ipykernel.kernelapp import IPKernelApp
+
+    matplotlib.rcParams["backend"] = _INLINE  # read from the environment when the server imported it
+    sys.argv = ["kernel", "-f", connection_file]
+    IPKernelApp.launch_instance(argv=sys.argv[1:])
