@@ -203,7 +203,7 @@ def folder_reader(folder: Path) -> ImageReader:
         if Path(name).is_absolute() or ".." in parts:
             raise ImageError(f"{name}: leads out of the image folder")
         try:
-            homes = [folder.resolve(), *((folder / parts[0]).resolve() for _ in parts[1:2])]
+            homes = [folder.resolve(), *(place.resolve() for part in parts[:1] if (place := folder / part).is_dir())]
             real = (folder / name).resolve()
         except (OSError, ValueError, RuntimeError):  # a NUL, a ring of links: reading says what is wrong
             return _read(folder / name, name)
