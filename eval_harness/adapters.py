@@ -19,6 +19,7 @@ from typing import Any
 import xxhash
 
 from eval_harness.errors import UserError
+from eval_harness.models import CONVERT, NO_CODE
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PROMPT_LEARNING = ("PROMPT", "P_TUNING", "PREFIX", "CPT", "CARTRIDGE", "ADAPTION_PROMPT")
@@ -219,7 +220,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
     file = folder / WEIGHTS
     if not file.exists():
-        other = " It has adapter_model.bin, a pickle, which is not loaded: save it as safetensors."
+        other = f" It has adapter_model.bin, a pickle, which is not loaded: {CONVERT}."
         raise UserError(
             f"adapter {folder} holds no {WEIGHTS}.{other if (folder / 'adapter_model.bin').exists() else ''}"
         )
@@ -303,7 +304,7 @@ def _without_weights(base: str, revision: str | None) -> Any:
 
     with _quiet(transformers):
         try:
-            config = transformers.AutoConfig.from_pretrained(base, revision=revision)
+            config = transformers.AutoConfig.from_pretrained(base, revision=revision, **NO_CODE)
             sees = hasattr(config, "vision_config")
             kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
             with torch.device("meta"):

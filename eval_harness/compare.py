@@ -203,7 +203,7 @@ def _marks(a: Side, b: Side, name: str, rule: str, notes: list[str]) -> tuple[li
     tables = []
     for folder in (*a.folders, *b.folders):
         table: dict[str, dict[int, float]] = {key: {} for key in order}
-        for sample in records.read_samples(folder, name):
+        for sample in records.iter_samples(folder, name):
             if sample.item_id in table:
                 table[sample.item_id][sample.sample] = sample.mark if rule == "published" else sample.mark_strict
         if short := [key for key in order if not table[key]]:

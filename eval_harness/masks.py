@@ -28,6 +28,7 @@ from eval_harness.errors import UserError
 from eval_harness.graders.box import SCALE, first_box, strict_box, target_polygons
 from eval_harness.images import ImageError, decode
 from eval_harness.locks import locked
+from eval_harness.models import NO_CODE, ONLY_WEIGHTS
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Item, RunRecord, Sample
 from eval_harness.sources import default_data_root, default_image_root
@@ -68,8 +69,9 @@ class SamSegmenter:
         self._torch = torch
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self._processor = SamProcessor.from_pretrained(model, revision=revision)
-            self._model = SamModel.from_pretrained(model, revision=revision).to(self._device).eval()
+            self._processor = SamProcessor.from_pretrained(model, revision=revision, **NO_CODE)
+            self._model = SamModel.from_pretrained(model, revision=revision, **ONLY_WEIGHTS)
+            self._model.to(self._device).eval()
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"--sam {model}: not a SAM checkpoint, or neither cached nor reachable "

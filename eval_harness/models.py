@@ -15,8 +15,15 @@ from eval_harness.errors import UserError
 
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
 """Any of these sets of files is a tokenizer."""
+_OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _unreachable = False
 """The hub was found not to answer in this process."""
+NO_CODE = {"trust_remote_code": False}
+"""For every ``from_pretrained``: nothing that a checkpoint brings is run. Left to itself, transformers would ask on
+standard input. There is no switch; a checkpoint that needs code of its own is refused (:func:`check_model`)."""
+ONLY_WEIGHTS = {**NO_CODE, "use_safetensors": True}
+"""The same for weights: pickles (``pytorch_model.bin``) are not opened, and there is no switch for that either."""
+CONVERT = "convert a copy (docs/reliability.md, Trust, has the commands)"
 
 
 def check_model(model: str, revision: str | None = None) -> dict[str, Any]:
@@ -176,8 +183,11 @@ def _missing_files(folder: Path) -> list[str]:
     missing = []
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        missing += sorted({name for name in shards if not (folder / name).exists()})
+        shards = set(_read_json(index).get("weight_map", {}).values())
+        outside = sorted(str(name) for name in shards if Path(str(name)).name != name)
+        if outside:
+            raise UserError(f"{index} names weights outside of its folder ({outside[0]}); they are not read.")
+        missing += sorted(name for name in shards if not (folder / name).exists())
     elif not any(path.exists() for path in folder.glob("*.safetensors")):
         missing.append("model.safetensors")
     if not any(all((folder / name).exists() for name in names) for names in _TOKENIZERS):
@@ -202,10 +212,10 @@ def _check_download(model: str, revision: str | None, snapshot: Path, missing: l
         ) from None
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     if not any(name.endswith(".safetensors") and "/" not in name for name in sizes):
-        others = ", ".join(sorted(name for name in sizes if name.endswith((".bin", ".gguf", ".pt", ".pth"))))
+        others = ", ".join(sorted(name for name in sizes if name.endswith(_OTHER_WEIGHTS)))
         raise UserError(
             f"model {model!r} at {snapshot.name[:8]} holds no *.safetensors weights (but {others or 'nothing else'}); "
-            "other formats are not loaded. Give a --revision that has them, or convert a copy."
+            "other formats are not loaded. Give a --revision that has them, or {CONVERT}."
         )
     if not any(all(name in sizes for name in names) for names in _TOKENIZERS):
         raise UserError(
@@ -233,7 +243,11 @@ def _check_folder(path: Path) -> dict[str, Any]:
     config = _read_config(path / "config.json")
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise UserError(f"model {path} holds no *.safetensors weights (other formats are not loaded).")
+        others = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix in _OTHER_WEIGHTS))
+        raise UserError(
+            f"model {path} holds no *.safetensors weights (but {others or 'nothing else'}); other formats are not "
+            f"loaded: {CONVERT}."
+        )
     missing = _missing_files(path)
     if missing:
         raise UserError(f"model {path} is incomplete: missing {', '.join(missing)}. Copy or download it again.")
@@ -291,7 +305,22 @@ def _read_config(path: Path) -> dict:
     config = _read_json(path)
     if "model_type" not in config:
         raise UserError(f"{path} names no model_type; it is not a transformers checkpoint.")
+    if "auto_map" in config:
+        _refuse_code(path, config["model_type"])
     return config
+
+
+def _refuse_code(path: Path, model_type: str) -> None:
+    """Refuse a checkpoint whose model is code of its own. One that transformers knows too is loaded by transformers."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise UserError(
+            f"{path}: the model ({model_type}) is Python code that comes with the checkpoint, and code of others is "
+            f"never run here (trust_remote_code is off). transformers {transformers.__version__} has no such model; "
+            "take a checkpoint of one it has, or serve this one elsewhere and use --engine openai."
+        )
 
 
 def _facts(config: dict) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -25,12 +24,12 @@ from eval_harness.engines.openai import server_of
 from eval_harness.errors import UserError
 from eval_harness.graders.base import grader_identity
 from eval_harness.hardware import describe_hardware
+from eval_harness.private import hide
 from eval_harness.records import Item
 from eval_harness.sources import Generated, Hub, Local
 
 SEED_RULE = "sample i of an item: xxh3_64('<seed>/<benchmark>/<item>') mod 2^31, plus i"
 _SECRET_NAME = re.compile(r"(token(?!s)|secret|passw|credential|api[-_]?key)(?!.*env)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|glpat-|AKIA)[A-Za-z0-9_-]{8,}")
 _ABSOLUTE = re.compile(r"(?<![\w.:/])(?:~[\w.-]*|[A-Za-z]:)?[/\\][^\s'\",;:=]+")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\",;]+", re.IGNORECASE)
 
@@ -163,15 +162,11 @@ def command_line(arguments: Sequence[str] | None = None) -> list[str]:
 def shown(text: str) -> str:
     """Text without what tells about a machine: of paths the last part, of URLs public hosts only, no secrets."""
     whole = text.startswith(("/", "~")) and "," not in text or os.sep in text and _exists(text)
+    text = _URL.sub(_public_url, text)
+    text = hide(text)  # first, so that of the home folder nothing but ~ is left to be the last part of a path
     if whole and "://" not in text:
         return Path(text).name or text
-    text = _URL.sub(_public_url, text)
-    text = _SECRET_VALUE.sub("***", text)
-    text = _ABSOLUTE.sub(lambda match: re.split(r"[/\\]", match.group().rstrip("/\\"))[-1], text)
-    host = socket.gethostname()
-    if len(host) > 3 and host != "localhost":
-        text = re.sub(rf"(?<![\w-]){re.escape(host)}(?![\w-])", "HOST", text)
-    return text
+    return _ABSOLUTE.sub(lambda match: re.split(r"[/\\]", match.group().rstrip("/\\"))[-1], text)
 
 
 def _exists(text: str) -> bool:

@@ -20,17 +20,17 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import psutil
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from eval_harness.errors import UserError, disk_told
+from eval_harness.errors import UserError, disk_told, unknown
 
 SCHEMA_VERSION = 4
 """2 added images, groups, marks between 0 and 1 and reasons per rule; 3 the score of a single sample, provenance and
@@ -347,39 +347,59 @@ def json_line(record: BaseModel) -> bytes:
 
 
 def read_lines(path: Path, kind: type[R], *, repair: bool = False) -> list[R]:
-    """Read a JSONL file of records.
+    """Read a JSONL file of records into memory; see :func:`iter_lines`."""
+    return list(iter_lines(path, kind, repair=repair))
+
+
+def iter_lines(path: Path, kind: type[R], *, repair: bool = False, digest: LinesHash | None = None) -> Iterator[R]:
+    """The records of a JSONL file one by one, in the memory of one: what reads a million of them takes this door.
 
     Args:
-        path: the file; a missing one is an empty list.
+        path: the file; a missing one is empty.
         kind: record class every line must fit.
         repair: cut off a torn last line (what a kill during a write leaves) instead of refusing it.
+        digest: takes every line in as it is read.
 
     Raises:
-        UserError: a line that is not valid JSON or does not fit the schema, named by file and line number.
+        UserError: a torn last line, told before the first record; a line that is not valid JSON or does not fit the
+            schema, named by file and line number, when its turn comes.
     """
     if not path.exists():
-        return []
-    data = path.read_bytes()
-    good = len(data)
-    if data and not data.endswith(b"\n"):
-        good = data.rfind(b"\n") + 1
-        if not repair:
-            raise UserError(
-                f"{path}: the last line is torn (the run was killed while writing). Resume the run with "
-                "the command that started it; it repairs the file."
-            )
-        with disk_told(path), open(path, "r+b") as file:
-            file.truncate(good)
-    records = []
-    for number, line in enumerate(data[:good].splitlines(), start=1):
-        try:
-            records.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            raise UserError(
-                f"{path}, line {number}: not a valid {kind.__name__} line ({_first_problem(error)}). "
-                "The file was edited or damaged: move it away and run again."
-            ) from None
-    return records
+        return
+    with open(path, "rb") as file:
+        good = _end_of_last_line(file)
+        if good < file.seek(0, os.SEEK_END):
+            if not repair:
+                raise UserError(
+                    f"{path}: the last line is torn (the run was killed while writing). Resume the run with "
+                    "the command that started it; it repairs the file."
+                )
+            with disk_told(path):
+                os.truncate(path, good)
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            try:
+                yield kind.model_validate_json(line)
+            except ValidationError as error:
+                raise UserError(
+                    f"{path}, line {number}: not a valid {kind.__name__} line ({_first_problem(error)}). "
+                    "The file was edited or damaged: move it away and run again."
+                ) from None
+            if digest is not None:
+                digest.add(line)
+
+
+def _end_of_last_line(file: BinaryIO, block: int = 1 << 16) -> int:
+    """Bytes up to and with the last newline."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - block)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def read_run(folder: Path) -> RunRecord | TrainingRecord:
@@ -419,17 +439,40 @@ def find_runs(*roots: Path) -> Iterator[tuple[Path, RunRecord | TrainingRecord]]
                 yield path.parent, run
 
 
-def lines_hash(path: Path) -> str:
+class LinesHash:
     """xxh3_128 of every line of a JSONL file, summed: it does not depend on the order in which lines were written."""
-    total = 0
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def add(self, line: bytes) -> None:
+        """Take one more line in, its newline included."""
+        self._total += xxhash.xxh3_128_intdigest(line)
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits."""
+        return f"{self._total % (1 << 128):032x}"
+
+
+def lines_hash(path: Path) -> str:
+    """:class:`LinesHash` of a whole file."""
+    digest = LinesHash()
     with open(path, "rb") as file:
         for line in file:
-            total += xxhash.xxh3_128_intdigest(line)
-    return f"{total % (1 << 128):032x}"
+            digest.add(line)
+    return digest.hexdigest()
 
 
 def read_samples(folder: Path, benchmark: str, run: RunRecord | None = None) -> list[Sample]:
+    """All of :func:`iter_samples`, in memory."""
+    return list(iter_samples(folder, benchmark, run))
+
+
+def iter_samples(folder: Path, benchmark: str, run: RunRecord | None = None) -> Iterator[Sample]:
     """The samples of one benchmark of a finished run, in the order of the file: those its record was made from.
+
+    They come one by one, in the memory of one; whether they fit the record is known after the last, so nothing may be
+    made of them before the iteration has ended.
 
     Args:
         run: its record, where that was read already.
@@ -439,20 +482,20 @@ def read_samples(folder: Path, benchmark: str, run: RunRecord | None = None) -> 
     """
     folder = Path(folder)
     run = run or read_run(folder)
-    path = folder / "samples" / f"{benchmark}.jsonl"
     if run.kind != "evaluation":
         raise UserError(f"{folder} holds a {run.kind} run; samples exist for evaluations only.")
-    samples = read_lines(path, Sample)
     result = run.benchmarks.get(benchmark)
+    if result is None and run.status == "finished":
+        raise UserError(f"{folder} was not measured on {benchmark}; it has {', '.join(run.benchmarks) or 'nothing'}.")
+    path, fit, digest = _samples_path(folder, benchmark), Fit(), LinesHash()
+    for sample in iter_lines(path, Sample, digest=digest):
+        fit.add(sample)
+        yield sample
     if result is None:
-        if run.status == "finished":
-            raise UserError(
-                f"{folder} was not measured on {benchmark}; it has {', '.join(run.benchmarks) or 'nothing'}."
-            )
-        return samples
-    problems = misfits(samples, result)
+        return
+    problems = fit.misfits(result)
     known = run.provenance.get("benchmarks", {}).get(benchmark, {}).get("samples_hash")
-    if not problems and known is not None and lines_hash(path) != known:
+    if not problems and known is not None and digest.hexdigest() != known:
         problems = ["its lines are not those of the record (samples_hash)"]
     if problems:
         raise UserError(
@@ -460,56 +503,128 @@ def read_samples(folder: Path, benchmark: str, run: RunRecord | None = None) -> 
             f"`python -m eval_harness verify {folder}` tells more; restore the file, or move it away and start the "
             "run's command again, which asks its items anew."
         )
-    return samples
 
 
 def read_finished(folder: Path) -> RunRecord:
     """The record of a finished evaluation whose samples are those that it was made from.
 
     Raises:
-        UserError: another kind of run, not finished, or see :func:`read_samples`.
+        UserError: another kind of run, not finished, or see :func:`iter_samples`.
     """
     run = read_run(folder)
     if run.kind != "evaluation" or run.status != "finished":
         raise UserError(f"{folder} is not a finished evaluation; finish it with the command that started it.")
     for name in run.benchmarks:
-        read_samples(folder, name, run)
+        for _ in iter_samples(folder, name, run):
+            pass
     return run
 
 
-def misfits(samples: list[Sample], result: BenchmarkResult) -> list[str]:
-    """What of a benchmark's counts and score does not follow from its samples as they are marked."""
-    marks: dict[str, dict[int, float]] = {}
-    for sample in samples:
-        marks.setdefault(sample.item_id, {})[sample.sample] = sample.mark
-    distinct = sum(map(len, marks.values()))
-    scored = sum(sample.status == "scored" for sample in samples)
-    problems = [f"{len(samples) - distinct} samples stand there twice"] if len(samples) > distinct else []
-    problems += [f"{distinct} samples, {result.asked} were asked"] if distinct != result.asked else []
-    if not problems and (scored, len(samples) - scored) != (result.scored, result.failed):
-        problems = [
-            f"{scored} scored and {len(samples) - scored} failed, in the record {result.scored} and {result.failed}"
-        ]
-    if not problems and result.score is not None:
-        mean = sum(sum(of_item.values()) / len(of_item) for of_item in marks.values()) / len(marks)
-        if abs(mean - result.score["mean"]) > 1e-9:
-            problems = [f"its marks give {100 * mean:.2f} %, the record says {100 * result.score['mean']:.2f} %"]
-    return problems
+class Fit:
+    """Whether counts and score of a benchmark follow from its samples as they are marked; sees each sample once."""
+
+    def __init__(self) -> None:
+        self._num_samples = self._scored = 0
+        self._numbers: dict[str, set[int]] = {}
+        self._totals: dict[str, float] = {}
+
+    def add(self, sample: Sample) -> None:
+        """Take one more sample in."""
+        self._num_samples += 1
+        self._scored += sample.status == "scored"
+        self._numbers.setdefault(sample.item_id, set()).add(sample.sample)
+        self._totals[sample.item_id] = self._totals.get(sample.item_id, 0.0) + sample.mark
+
+    def misfits(self, result: BenchmarkResult) -> list[str]:
+        """What does not follow from the samples seen; empty: it all fits."""
+        distinct, failed = sum(map(len, self._numbers.values())), self._num_samples - self._scored
+        twice = self._num_samples - distinct
+        problems = [f"{twice} samples stand there twice"] if twice else []
+        problems += [f"{distinct} samples, {result.asked} were asked"] if distinct != result.asked else []
+        if not problems and (self._scored, failed) != (result.scored, result.failed):
+            problems = [f"{self._scored} scored and {failed} failed, in the record {result.scored} and {result.failed}"]
+        if not problems and result.score is not None:
+            mean = sum(total / len(self._numbers[key]) for key, total in self._totals.items()) / len(self._totals)
+            if abs(mean - result.score["mean"]) > 1e-9:
+                problems = [f"its marks give {100 * mean:.2f} %, the record says {100 * result.score['mean']:.2f} %"]
+        return problems
 
 
-def samples_frame(folder: Path):
-    """All samples of an evaluation run as one pandas frame: the columns of Sample plus ``benchmark``."""
+def samples_frame(folder: Path, columns: Sequence[str] | None = None):
+    """Samples of an evaluation run as one pandas frame, one row per completion, read line by line.
+
+    A million rows take about 0.3 GB beside their texts (bench/stored_samples.py); without ``completion`` in ``columns``
+    the texts are read, checked and let go.
+
+    Args:
+        columns: which to keep, of ``benchmark`` and the fields of Sample, in this order; None: all of them.
+
+    Raises:
+        UserError: not an evaluation, an unknown column, or files that cannot be read or do not fit the record.
+    """
     import pandas as pd
 
     run = read_run(folder)
     if run.kind != "evaluation":
         raise UserError(f"{folder} holds a {run.kind} run; samples exist for evaluations only.")
-    rows = [
-        {"benchmark": name, **sample.model_dump()}
-        for name in run.benchmarks
-        for sample in read_samples(folder, name, run)
-    ]
-    return pd.DataFrame(rows, columns=["benchmark", *Sample.model_fields])
+    known = ("benchmark", *Sample.model_fields)
+    names = list(known if columns is None else columns)
+    for name in names:
+        if name not in known:
+            raise unknown("column of samples", name, known)
+    fields = [name for name in names if name != "benchmark"]
+    kept = {name: _Column(Sample.model_fields[name].annotation in (str, str | None)) for name in fields}
+    counts: dict[str, int] = {}
+    for benchmark in run.benchmarks:
+        counts[benchmark] = 0
+        for sample in iter_samples(folder, benchmark, run):
+            counts[benchmark] += 1
+            for name, column in kept.items():
+                column.add(getattr(sample, name))
+    values = {name: column.series() for name, column in kept.items()}
+    values["benchmark"] = pd.Series([name for name, count in counts.items() for _ in range(count)])
+    return pd.DataFrame({name: values[name] for name in names}, columns=names)
+
+
+class _Column:
+    """Values of one column. Texts are handed to pandas block by block, whose strings take a fraction of Python's."""
+
+    _BLOCK = 1 << 15
+
+    def __init__(self, is_text: bool):
+        self._is_text = is_text
+        self._values: list[Any] = []
+        self._blocks: list[Any] = []
+        self._shared: dict[Any, Any] = {}
+
+    def add(self, value: Any) -> None:
+        if not value and isinstance(value, (tuple, dict)):
+            value = self._shared.setdefault(type(value), value)  # a million empty ones are one
+        self._values.append(value)
+        if self._is_text and len(self._values) == self._BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pandas as pd
+
+        self._blocks.append(pd.Series(self._values))
+        self._values = []
+
+    def series(self) -> Any:
+        """All of it; the dtype is the one pandas infers from the whole."""
+        import pandas as pd
+
+        if not self._blocks:
+            return pd.Series(self._values, dtype=None if self._values else object)
+        self._flush()
+        texts = [block.dtype for block in self._blocks if block.notna().any()]
+        if texts:  # a block of nothing but None has no dtype of its own
+            self._blocks = [block.astype(texts[0]) for block in self._blocks]
+        return pd.concat(self._blocks, ignore_index=True)
+
+
+def _samples_path(folder: Path, benchmark: str) -> Path:
+    return Path(folder) / "samples" / f"{benchmark}.jsonl"
 
 
 def steps_frame(folder: Path):

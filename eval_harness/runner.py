@@ -14,11 +14,11 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import xxhash
 from tqdm import tqdm
@@ -676,7 +676,7 @@ def _samples_of(task: _Task, item: Item, result: Result, verdicts: list[Verdict]
                 sample=i,
                 seed=first + i,
                 status="failed",
-                reason=result.error,
+                reason=provenance.shown(result.error),  # libraries put paths and addresses into their messages
                 num_prompt_tokens=result.num_prompt_tokens,
                 gold_fallback=False,
                 **nothing,
@@ -699,24 +699,59 @@ def _samples_of(task: _Task, item: Item, result: Result, verdicts: list[Verdict]
     ]
 
 
-def _samples(task: _Task) -> list[Sample]:
-    return records.read_lines(task.samples_path, Sample)
+def _samples(task: _Task) -> Iterator[Sample]:
+    return records.iter_lines(task.samples_path, Sample)
 
 
-def summarise(benchmark: Benchmark, items: list[Item], decoding: Decoding, samples: list[Sample]) -> BenchmarkResult:
-    """Scores and denominators from samples. A failed sample counts as wrong and is shown as failed."""
+class _Mark(NamedTuple):
+    """What of a sample a score is made from: without its text, so that a million of them fit."""
+
+    sample: int
+    status: str
+    mark: float
+    mark_strict: float
+    extra: dict[str, float]
+
+
+def summarise(
+    benchmark: Benchmark, items: list[Item], decoding: Decoding, samples: Iterable[Sample]
+) -> BenchmarkResult:
+    """Scores and denominators from samples, read once. A failed sample counts as wrong and is shown as failed."""
     asked = len(items) * decoding.samples
-    scored = [s for s in samples if s.status == "scored"]
-    if len(samples) != asked:
-        raise UserError(f"{benchmark.name}: {len(samples)} samples on disk, {asked} asked; resume the run first.")
-    by_item: dict[str, list[Sample]] = {item.item_id: [] for item in items}
-    for sample in samples:
-        by_item[sample.item_id].append(sample)
+    by_item: dict[str, list[_Mark]] = {item.item_id: [] for item in items}
+    counts: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
+    gold_fallback: set[str] = set()
+    tokens, tokens_known, stray = 0, True, 0
+    for s in samples:
+        counts["samples"] += 1
+        if s.item_id not in by_item:
+            stray += 1
+            continue
+        by_item[s.item_id].append(_Mark(s.sample, s.status, s.mark, s.mark_strict, s.extra))
+        if s.status != "scored":
+            continue
+        counts["scored"] += 1
+        counts["truncated"] += s.finish_reason == "length"
+        counts["no_answer"] += s.reason == "no_answer"
+        counts["timeout"] += s.reason in UNFINISHED
+        flags.update(s.flags)
+        if s.gold_fallback:
+            gold_fallback.add(s.item_id)
+        if s.num_completion_tokens is None:
+            tokens_known = False
+        else:
+            tokens += s.num_completion_tokens
+    if counts["samples"] != asked or stray:
+        of_none = f" ({stray} of them of no item)" if stray else ""
+        raise UserError(
+            f"{benchmark.name}: {counts['samples']} samples on disk{of_none}, {asked} asked; resume the run first."
+        )
     groups: dict[str, list[Item]] = {}
     for item in items:
         if item.group is not None:
             groups.setdefault(item.group, []).append(item)
-    tokens = [s.num_completion_tokens for s in scored]
+    scored = counts["scored"]
     return BenchmarkResult(
         version=benchmark.version,
         source=benchmark.source.describe(),
@@ -725,12 +760,12 @@ def summarise(benchmark: Benchmark, items: list[Item], decoding: Decoding, sampl
         **_scores(items, by_item, benchmark),
         **(_single(items, by_item, benchmark) if scored and decoding.samples > 1 else {}),
         groups={name: GroupResult(**_scores(part, by_item)) for name, part in groups.items()},
-        flags=dict(sorted(Counter(flag for s in scored for flag in s.flags).items())),
-        num_gold_fallback=len({s.item_id for s in scored if s.gold_fallback}),
-        num_truncated=sum(s.finish_reason == "length" for s in scored),
-        num_no_answer=sum(s.reason == "no_answer" for s in scored),
-        num_timeout=sum(s.reason in UNFINISHED for s in scored),
-        mean_completion_tokens=sum(tokens) / len(tokens) if tokens and None not in tokens else None,
+        flags=dict(sorted(flags.items())),
+        num_gold_fallback=len(gold_fallback),
+        num_truncated=counts["truncated"],
+        num_no_answer=counts["no_answer"],
+        num_timeout=counts["timeout"],
+        mean_completion_tokens=tokens / scored if scored and tokens_known else None,
     )
 
 
@@ -747,7 +782,7 @@ def averages(results: Mapping[str, BenchmarkResult]) -> dict[str, dict | None]:
     }
 
 
-def _scores(items: list[Item], by_item: dict[str, list[Sample]], benchmark: Benchmark | None = None) -> dict[str, Any]:
+def _scores(items: list[Item], by_item: dict[str, list[_Mark]], benchmark: Benchmark | None = None) -> dict[str, Any]:
     """Counts and estimates over some items: the fields of GroupResult. ``benchmark`` given: its strata weigh."""
     samples = [by_item[item.item_id] for item in items]
     scored = [s for of_item in samples for s in of_item if s.status == "scored"]
@@ -766,7 +801,7 @@ def _scores(items: list[Item], by_item: dict[str, list[Sample]], benchmark: Benc
     }
 
 
-def _strict_estimate(items: list[Item], samples: list[list[Sample]], benchmark: Benchmark | None) -> Estimate:
+def _strict_estimate(items: list[Item], samples: list[list[_Mark]], benchmark: Benchmark | None) -> Estimate:
     """The strict rule's mean; ``samples`` are those of each item."""
     strict = [[s.mark_strict for s in of_item] for of_item in samples]
     if benchmark is not None and benchmark.strict_strata:
@@ -775,7 +810,7 @@ def _strict_estimate(items: list[Item], samples: list[list[Sample]], benchmark: 
     return mean_of_items(strict)
 
 
-def _single(items: list[Item], by_item: dict[str, list[Sample]], benchmark: Benchmark) -> dict[str, dict]:
+def _single(items: list[Item], by_item: dict[str, list[_Mark]], benchmark: Benchmark) -> dict[str, dict]:
     """Both rules' means over the first sample of each item: ``single`` and ``single_strict``."""
     first = [[s for s in by_item[item.item_id] if s.sample == 0] for item in items]
     return {

@@ -80,7 +80,7 @@ class Hub:
             cell = data[index][self.image_column] or {}
             if not cell.get("bytes") and not cell.get("path"):
                 raise ImageError(f"{name}: the data set holds no image here")
-            return cell.get("bytes") or _read(Path(cell["path"]), name)
+            return cell.get("bytes") or _read(_in_a_cache(cell["path"], name), name)
 
         return read
 
@@ -191,16 +191,38 @@ class Generated:
 
 
 def folder_reader(folder: Path) -> ImageReader:
-    """Reads image files of one folder; names that lead out of it are refused."""
+    """Reads image files of one folder; names and links that lead out of it are refused.
+
+    A folder that is linked into it, or that is a link itself, is a data set kept elsewhere, and fine. Links further
+    down came with the data: they may lead to other places of the same data set only.
+    """
     folder = Path(folder)
 
     def read(index: int, name: str) -> bytes:
-        # by name only: a data set that is linked into the folder is fine
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        parts = Path(name).parts
+        if Path(name).is_absolute() or ".." in parts:
             raise ImageError(f"{name}: leads out of the image folder")
+        try:
+            homes = [folder.resolve(), *(place.resolve() for part in parts[:1] if (place := folder / part).is_dir())]
+            real = (folder / name).resolve()
+        except (OSError, ValueError, RuntimeError):  # a NUL, a ring of links: reading says what is wrong
+            return _read(folder / name, name)
+        if not any(real.is_relative_to(home) for home in homes):
+            raise ImageError(f"{name}: is a link that leads out of the image folder; put a copy there")
         return _read(folder / name, name)
 
     return read
+
+
+def _in_a_cache(path: str, name: str) -> Path:
+    """A path that a row of a data set names, if it lies where the hub's and the data sets' copies do."""
+    import datasets
+    from huggingface_hub import constants
+
+    homes = [Path(home).resolve() for home in (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)]
+    if not any(Path(path).resolve().is_relative_to(home) for home in homes):
+        raise ImageError(f"{name}: the data set names a file that is not its own")
+    return Path(path)
 
 
 def _read(path: Path, name: str) -> bytes:

@@ -33,6 +33,7 @@ WEIGHTS_PORT = 51216
 SERVER_START_S = 900
 """Longest wait for a vLLM server to load its model."""
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "accelerate"
+_ONLY_HERE = ("127.0.0.1", "localhost", "::1")
 _ANYWHERE = "0.0.0.0"
 
 
@@ -118,7 +119,7 @@ def plan_launch(
         problems.append("several nodes need --main-address, a name or address of the first one.")
     if nodes > 1 and recipe.setup.training.use_vllm and recipe.setup.training.vllm_mode == "server":
         host = recipe.setup.training.vllm_server_host
-        if host == _ANYWHERE:
+        if host in (*_ONLY_HERE, _ANYWHERE):
             problems.append(
                 "on several nodes the vLLM server runs on one of its own: name it (vllm_server_host=HOST) and start it "
                 "there with the command that --dry-run prints."
@@ -225,8 +226,7 @@ def server_command(launch: Launch, base: str | None = None) -> list[str]:
     command = [sys.executable, "-c", "from trl.cli import main; main()", "vllm-serve", "--model", base or setup.base]
     if setup.base_revision and base is None:
         command += ["--revision", setup.base_revision]
-    host = t.vllm_server_host if launch.starts_server else _ANYWHERE
-    command += ["--host", host, "--port", str(t.vllm_server_port)]
+    command += ["--host", t.vllm_server_host, "--port", str(t.vllm_server_port)]
     command += ["--tensor-parallel-size", str(launch.vllm_gpus), "--dtype", "bfloat16" if t.bf16 else "float32"]
     if t.max_prompt_length is not None:
         command += ["--max-model-len", str(t.max_prompt_length + t.max_completion_length)]

@@ -13,9 +13,12 @@ from typing import Any
 
 import yaml
 
+from eval_harness import private
 from eval_harness.errors import UserError, disk_told, unknown
 from eval_harness.progress import TEXT_PROGRESS
 from gpg_repro.paths import results
+
+_PICTURES = ("image/png", "image/jpeg")
 
 
 def declared_parameters(notebook: Path) -> dict[str, Any]:
@@ -82,12 +85,15 @@ def run(
         if error.ename in ("UserError", "NoRecords", "EngineError"):
             raise UserError(f"{error.evalue}\n(executed notebook: {out})") from None
         raise
-    _drop_progress(out)
+    finally:
+        if out.exists():
+            _clean(out)
     return out
 
 
-def _drop_progress(path: Path) -> None:
-    """Take progress bars out of an executed notebook: they were for the terminal, and bury the results."""
+def _clean(path: Path) -> None:
+    """Take out of an executed notebook what is private, and progress bars: they were for the terminal, and bury the
+    results."""
     import nbformat
 
     widget = "application/vnd.jupyter.widget-view+json"
@@ -99,7 +105,21 @@ def _drop_progress(path: Path) -> None:
                 for output in cell.outputs
                 if output.get("name") != "stderr" and widget not in output.get("data", {})
             ]
+            cell.outputs = [nbformat.from_dict(_without_private(output)) for output in cell.outputs]
+            if "injected-parameters" in cell.metadata.get("tags", ()):
+                cell.source = private.hide(cell.source)
+    notebook.metadata = nbformat.from_dict(private.hidden(notebook.metadata))
     nbformat.write(notebook, path)
+
+
+def _without_private(output: dict[str, Any]) -> dict[str, Any]:
+    """An output without what is private; pictures stay as they are."""
+    pictures = {kind: data for kind, data in output.get("data", {}).items() if kind in _PICTURES}
+    cleaned = private.hidden({**output, **({"data": {}} if pictures else {})})
+    if pictures:
+        others = {kind: data for kind, data in output["data"].items() if kind not in _PICTURES}
+        cleaned["data"] = private.hidden(others) | pictures
+    return cleaned
 
 
 def prepare(scale: str, out: Path, source: Path = Path("notebooks")) -> list[Path]:

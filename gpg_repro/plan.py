@@ -18,6 +18,7 @@ from eval_harness.benchmarks import Benchmark, get_benchmark
 from eval_harness.checkpoints import Checkpoint, Settings, load_checkpoints
 from eval_harness.engines.base import ENGINES
 from eval_harness.errors import UserError, unknown
+from eval_harness.models import NO_CODE
 from eval_harness.released import Job
 from eval_harness.runner import Overrides, decoding_of, parse_samples
 from eval_harness.sources import Generated, Hub
@@ -783,7 +784,7 @@ def local_tokenizer(model: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model, revision=revision, local_files_only=True)
+        return AutoTokenizer.from_pretrained(model, revision=revision, local_files_only=True, **NO_CODE)
     except (OSError, ValueError):  # half a download
         return None
 

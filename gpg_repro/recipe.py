@@ -109,7 +109,8 @@ class Training(_Strict):
     """Share of a GPU's memory for a colocated vLLM."""
     vllm_tensor_parallel_size: int = Field(default=1, ge=1)
     """Training GPUs that share one colocated model."""
-    vllm_server_host: str = "0.0.0.0"
+    vllm_server_host: str = "127.0.0.1"
+    """Where a vLLM server listens and is asked: this machine alone, unless another name is given."""
     vllm_server_port: int = Field(default=8000, ge=1, le=65535)
     save_steps: int = Field(ge=1)
     keep_checkpoints: bool = False

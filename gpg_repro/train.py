@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,12 +37,12 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from eval_harness import records
+from eval_harness import private, records
 from eval_harness.engines.base import CONCATENATE, with_images
 from eval_harness.errors import UserError, disk_told, unknown
 from eval_harness.images import ImageError
 from eval_harness.locks import locked
-from eval_harness.models import check_model, check_weights
+from eval_harness.models import NO_CODE, ONLY_WEIGHTS, check_model, check_weights
 from eval_harness.progress import progress_bar
 from eval_harness.records import TrainingRecord
 from gpg_repro.committed import refuse_work
@@ -136,7 +137,8 @@ def on_the_spot(base: str) -> bool:
 def base_model(recipe: Recipe, progress: bool = True) -> str:
     """Path or hub id of the recipe's base; a tiny base is trained on the spot unless it is in the cache."""
     if not on_the_spot(recipe.setup.base):
-        return recipe.setup.base
+        base = recipe.setup.base
+        return str(Path(base).expanduser()) if base.startswith("~") else base
     if _VISION_BASE.fullmatch(recipe.setup.base):
         from gpg_repro.tiny.vision_warmup import build_vision_base
 
@@ -301,7 +303,7 @@ def _train(run: _Run) -> Path:
         trainer.add_callback(_Keeper(folder / KEPT, trainer))
     trainer.add_callback(_Recorder(folder, recipe, run.progress))  # after the keeper: what is marked whole is kept too
     if run.log_to == "tensorboard":
-        trainer.add_callback(_tensorboard(folder / "tensorboard"))
+        trainer.add_callback(_TensorBoard(folder / "tensorboard"))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     record = TrainingRecord(
@@ -310,7 +312,7 @@ def _train(run: _Run) -> Path:
         status="running",
         created=_created(folder),
         finished=None,
-        recipe=recipe.model_dump(),
+        recipe=private.hidden(recipe.model_dump()),  # a base in the home folder is found again by its ~
         base=run.identity,
         checkpoint=None,
         num_steps=0,
@@ -439,7 +441,7 @@ def _short_enough(recipe: Recipe, base: str, rows: list[dict]) -> tuple[list[dic
         processor = processor_of(recipe, base)
         lengths = [_num_tokens_seen(processor, row["prompt"], load_image(row["image"])) for row in rows]
     else:
-        tokenizer = AutoTokenizer.from_pretrained(base, revision=recipe.setup.base_revision)
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=recipe.setup.base_revision, **NO_CODE)
         lengths = [_num_tokens(tokenizer, row["prompt"]) for row in rows]
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
     return kept, len(rows) - len(kept)
@@ -504,7 +506,11 @@ def processor_of(recipe: Recipe, base: str) -> Any:
     setup = recipe.setup
     bounds = {"min_pixels": setup.min_pixels, "max_pixels": setup.max_pixels}
     processor = AutoProcessor.from_pretrained(
-        base, revision=setup.base_revision, padding_side="left", **{k: v for k, v in bounds.items() if v is not None}
+        base,
+        revision=setup.base_revision,
+        padding_side="left",
+        **{k: v for k, v in bounds.items() if v is not None},
+        **NO_CODE,
     )
     if setup.prompt_form == "concatenate":
         processor.chat_template = processor.tokenizer.chat_template = CONCATENATE
@@ -591,6 +597,7 @@ def build_trainer(
         "model_init_kwargs": {
             "dtype": _weights_dtype(t.bf16 and on_gpu),
             "revision": recipe.setup.base_revision,
+            **ONLY_WEIGHTS,
         },
     }
     seeing = {"processing_class": processor_of(recipe, base)} if "image" in dataset.column_names else {}
@@ -661,11 +668,27 @@ def _wandb_settings(run: _Run) -> Iterator[None]:
             del os.environ[key]
 
 
-def _tensorboard(folder: Path) -> TrainerCallback:
-    """Writes every logged metric into the run's folder; the library's own choice is a folder named for the host."""
-    callback = TensorBoardCallback()
-    callback.logging_dir = str(folder)
-    return callback
+class _TensorBoard(TensorBoardCallback):
+    """Writes every logged metric into the run's folder, and nothing else: the library adds all arguments, paths
+    included, and names folder and file for the host."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.logging_dir = str(folder)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and self.tb_writer is None:
+            self._init_summary_writer(args)
+
+    def _init_summary_writer(self, args):
+        from tensorboard.summary.writer import event_file_writer
+
+        before = event_file_writer.socket
+        event_file_writer.socket = SimpleNamespace(gethostname=lambda: "host")
+        try:
+            super()._init_summary_writer(args)
+        finally:
+            event_file_writer.socket = before
 
 
 def _last_whole_checkpoint(output_dir: Path) -> Path | None:

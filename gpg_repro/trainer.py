@@ -73,6 +73,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head, get_config_model_id
 
+from eval_harness.models import ONLY_WEIGHTS
 from gpg_repro.batch import (
     MODEL_INPUT_KEYS,
     PromptStream,
@@ -371,7 +372,7 @@ class RestoredWeights:
         saved = _names_in(resume_from_checkpoint)
         if self.is_fsdp_enabled or saved <= set(model.state_dict()):
             return  # restored as shards, or under its own names; an adapter has no such file
-        restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype, **ONLY_WEIGHTS)
         model.load_state_dict(restored.state_dict())
 
 

@@ -145,6 +145,9 @@ def test_the_single_sample_is_the_first_of_each_item():
     items, samples = _samples([[3], [0]])
     one = runner.summarise(benchmark, items, decoding_of(benchmark, Overrides(samples=1)), samples)
     assert one.single is None and one.single_strict is None
+    stray = samples[:1] + [samples[1].model_copy(update={"item_id": "no such item"})]
+    with pytest.raises(UserError, match="2 samples on disk \\(1 of them of no item\\), 2 asked"):
+        runner.summarise(benchmark, items, decoding_of(benchmark, Overrides(samples=1)), stray)
     means = runner.averages({"a": result, "b": one})
     assert means["average"]["mean"] == 0.5 and means["average_single"]["mean"] == 0.375
     assert runner.averages({"b": one})["average_single"] is None

@@ -2,11 +2,12 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from eval_harness import records
 from eval_harness.errors import UserError
-from eval_harness.records import Item, Sample
+from eval_harness.records import Item, RunRecord, Sample
 
 
 def _sample(i: int, **changes) -> Sample:
@@ -80,3 +81,61 @@ def test_environment_names_versions_and_nothing_private(monkeypatch):
     text = json.dumps(records.environment())
     assert "transformers" in text and "python" in text
     assert "hf_secret_token_value" not in text and "/" not in json.dumps(records.environment()["packages"])
+
+
+def test_lines_are_read_one_by_one(tmp_path):
+    path = tmp_path / "x.jsonl"
+    records.append_lines(path, [_sample(i, completion="a") for i in range(3)])
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("{}\n")
+    lines = records.iter_lines(path, Sample)
+    assert [next(lines).item_id for _ in range(3)] == ["0", "1", "2"]  # what is good is there before the bad one's turn
+    with pytest.raises(UserError, match="line 4: not a valid Sample line"):
+        next(lines)
+    assert list(records.iter_lines(tmp_path / "none.jsonl", Sample)) == []
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 16])
+def test_the_end_of_the_last_line_is_found_block_by_block(tmp_path, block):
+    for content in (b"", b"abc", b"\n", b"ab\ncdefgh", b"ab\ncd\n", b"\n" + b"x" * 20):
+        (tmp_path / "x").write_bytes(content)
+        with open(tmp_path / "x", "rb") as file:
+            assert records._end_of_last_line(file, block) == content.rfind(b"\n") + 1
+
+
+def _run(folder, **samples):
+    for name, of_name in samples.items():
+        records.append_lines(folder / "samples" / f"{name}.jsonl", of_name)
+    result = {
+        "version": 1, "source": "s", "prompts_hash": "h", "num_items": 1, "asked": 1, "scored": 1, "failed": 0,
+        "score": None, "score_strict": None, "num_gold_fallback": 0, "num_truncated": 0, "num_no_answer": 0,
+        "num_timeout": 0, "mean_completion_tokens": None,
+        "decoding": {"temperature": 0, "top_p": 1, "top_k": 0, "max_new_tokens": 1, "samples": 1, "seed": 0,
+                     "system_prompt": None},
+    }  # fmt: skip
+    run = RunRecord(
+        run_id="r", fingerprint="f", status="finished", created="", finished="", model={}, engine={}, settings={},
+        benchmarks=dict.fromkeys(samples, result), average=None, timings={}, environment={},
+    )  # fmt: skip
+    records.write_json(folder / "run.json", run)
+    return folder
+
+
+def test_the_frame_is_what_one_made_of_all_rows_at_once_would_be(tmp_path, monkeypatch):
+    """Blocks of two rows, so that every kind of column crosses one: all there, none there, some there."""
+    monkeypatch.setattr(records._Column, "_BLOCK", 2)
+    failed = {"status": "failed", "completion": None, "correct": None, "num_completion_tokens": None}
+    a = [_sample(i, completion=f"text {i}", extracted=None, flags=("x",) if i == 3 else ()) for i in range(5)]
+    b = [_sample(9, **failed), _sample(10, completion="b", extra={"iou": 0.5}), _sample(11, completion="c")]
+    a[0] = _sample(0, extracted=None, completion=None)
+    a[1] = _sample(1, extracted=None, completion=None)  # a whole block without a text
+    folder = _run(tmp_path / "run", a=a, b=b)
+    rows = [{"benchmark": name, **s.model_dump()} for name, of_name in (("a", a), ("b", b)) for s in of_name]
+    expected = pd.DataFrame(rows, columns=["benchmark", *Sample.model_fields])
+    pd.testing.assert_frame_equal(records.samples_frame(folder), expected)
+    chosen = ["correct", "benchmark", "completion"]
+    pd.testing.assert_frame_equal(records.samples_frame(folder, chosen), expected[chosen])
+    with pytest.raises(UserError, match="did you mean 'correct'"):
+        records.samples_frame(folder, ["corect"])
+    empty = records.samples_frame(_run(tmp_path / "empty", a=[]))
+    assert list(empty.columns) == list(expected.columns) and len(empty) == 0

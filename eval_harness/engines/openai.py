@@ -38,6 +38,7 @@ from eval_harness.engines.base import (
 )
 from eval_harness.errors import UserError, unknown
 from eval_harness.images import encode
+from eval_harness.private import hide
 
 ATTEMPTS = 7
 """Tries of one request; with the waits between them they last about a minute."""
@@ -425,7 +426,7 @@ class OpenAIEngine:
 
     def _note(self, text: str) -> None:
         with open(self.log, "a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+            file.write(hide(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n"))
 
     def close(self) -> None:
         """Close all connections; the server stays."""

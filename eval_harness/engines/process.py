@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eval_harness.engines.base import Completion, EngineError, EngineSettings, Request, Result
+from eval_harness.private import hide
 
 START_TIMEOUT_SECONDS = 3600.0
 """A large checkpoint on a slow disk takes long to load; a dead process is noticed at once anyway."""
@@ -33,7 +34,8 @@ class EngineProcess:
     Args:
         engine: ``vllm`` or ``transformers``.
         settings: what to load.
-        log: file for everything the engine prints; its tail is quoted when the engine dies.
+        log: file for everything the engine prints, without what is private (:mod:`eval_harness.private`); its tail is
+            quoted when the engine dies.
         environment: variables for this process beside those of the caller.
 
     Raises:
@@ -47,16 +49,18 @@ class EngineProcess:
         root = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         env = {**os.environ, **(environment or {}), "PYTHONPATH": paths}
-        with open(self.log, "ab") as log_file:
+        with open(self.log, "ab") as log_file:  # a folder that cannot be written is told before anything starts
             self._log_start = log_file.tell()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "eval_harness.engines.worker", engine],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                env=env,
-                start_new_session=True,
-            )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "eval_harness.engines.worker", engine],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            start_new_session=True,
+        )
+        self._logger = threading.Thread(target=self._write_log, daemon=True)
+        self._logger.start()
         self.messages: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
         """What the engine said and was not read yet; None: it is dead."""
         threading.Thread(target=self._read, daemon=True).start()
@@ -76,6 +80,13 @@ class EngineProcess:
             for line in self._process.stdout:
                 self.messages.put(json.loads(line))
         self.messages.put(None)
+
+    def _write_log(self) -> None:
+        """Keep what the engine prints; go on reading when the disk is full, or the engine would wait for us."""
+        with contextlib.suppress(ValueError), self._process.stderr as lines:
+            for line in lines:
+                with contextlib.suppress(OSError), open(self.log, "ab", buffering=0) as file:
+                    file.write(hide(line.decode("utf-8", errors="replace")).encode("utf-8", errors="replace"))
 
     def send(self, message: dict) -> None:
         """Write to the engine; EngineError when it is dead."""
@@ -100,6 +111,7 @@ class EngineProcess:
         """The error that tells why the process ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
+        self._logger.join(timeout=10)
         text = self.log.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
         # the first error is the cause; what follows is the engine's processes telling each other
@@ -145,6 +157,7 @@ class EngineProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._logger.join(timeout=10)
         with contextlib.suppress(OSError):
             self._process.stdout.close()
 

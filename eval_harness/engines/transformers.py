@@ -26,6 +26,7 @@ from eval_harness.engines.base import (
     plain_text,
     with_images,
 )
+from eval_harness.models import NO_CODE, ONLY_WEIGHTS
 
 logger = logging.getLogger(__name__)
 _BATCH_ROWS = 256
@@ -87,19 +88,23 @@ class TransformersBackend:
         self._transformers = transformers
         source = source_of(settings.model, settings.revision, settings.base_model)
         words, of_words = source.tokenizer
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(words, revision=of_words, padding_side="left")
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            words, revision=of_words, padding_side="left", **NO_CODE
+        )
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        config = transformers.AutoConfig.from_pretrained(source.model, revision=source.revision)
+        config = transformers.AutoConfig.from_pretrained(source.model, revision=source.revision, **NO_CODE)
         self._processor, load = None, transformers.AutoModelForCausalLM
         if hasattr(config, "vision_config"):
             load = transformers.AutoModelForImageTextToText
             pixels, of_pixels = source.processor
             self._processor = transformers.AutoProcessor.from_pretrained(
-                pixels, revision=of_pixels, **pixel_options(settings)
+                pixels, revision=of_pixels, **pixel_options(settings), **NO_CODE
             )
         self._template = chat_template_of(self._processor or self._tokenizer, settings.chat_template)
-        self._model = load.from_pretrained(source.model, revision=source.revision, dtype=getattr(torch, dtype))
+        self._model = load.from_pretrained(
+            source.model, revision=source.revision, dtype=getattr(torch, dtype), **ONLY_WEIGHTS
+        )
         if source.adapter is not None:
             self._model = _with_adapter(self._model, source.adapter)
         self._model.to(self._device).eval()

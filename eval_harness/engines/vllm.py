@@ -19,6 +19,7 @@ from eval_harness.engines.base import (
     with_images,
 )
 from eval_harness.engines.base import Completion as _Completion
+from eval_harness.models import NO_CODE
 
 
 class VLLMBackend:
@@ -47,7 +48,7 @@ class VLLMBackend:
         self._vllm = vllm
         dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if on_gpu else "float32")
         source = source_of(settings.model, settings.revision, settings.base_model)
-        config = AutoConfig.from_pretrained(source.model, revision=source.revision)
+        config = AutoConfig.from_pretrained(source.model, revision=source.revision, **NO_CODE)
         context = _context_length(config)
         max_model_len = min(filter(None, (settings.max_model_len, context)), default=None)
         # On a CPU a prompt cut into chunks rewinds the request's generator, which CPU generators cannot do (vLLM 0.31)
@@ -77,6 +78,8 @@ class VLLMBackend:
             tensor_parallel_size=settings.tensor_parallel_size,
             seed=settings.seed,
             gpu_memory_utilization=settings.gpu_memory_utilization,
+            load_format="safetensors",  # the default, auto, opens pickles too
+            **NO_CODE,
             **options,
         )
         self._adapter = self._load_adapter(source)
@@ -209,7 +212,9 @@ def _stay_in_this_process() -> None:
 def _image_processor(settings: EngineSettings, source: Source):
     from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(source.model, revision=source.revision, **pixel_options(settings))
+    return AutoImageProcessor.from_pretrained(
+        source.model, revision=source.revision, **pixel_options(settings), **NO_CODE
+    )
 
 
 def _context_length(config) -> int | None:

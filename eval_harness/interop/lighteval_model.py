@@ -31,7 +31,7 @@ from eval_harness.benchmarks import get_benchmark
 from eval_harness.engines import EngineProcess, EngineSettings, Request, Result, Sampling, resolve_engine
 from eval_harness.engines.openai import OpenAIEngine, check_settings
 from eval_harness.errors import UserError
-from eval_harness.models import check_chat_template
+from eval_harness.models import NO_CODE, check_chat_template
 from eval_harness.records import Decoding
 from eval_harness.runner import Overrides, decoding_of, item_seed
 
@@ -90,7 +90,9 @@ class HarnessModel(LightevalModel):
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
-            self._tokenizer = AutoTokenizer.from_pretrained(self.settings.model, revision=self.settings.revision)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                self.settings.model, revision=self.settings.revision, **NO_CODE
+            )
         return self._tokenizer
 
     @property

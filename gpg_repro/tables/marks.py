@@ -36,18 +36,19 @@ def _state(path: Path) -> tuple[int, ...] | None:
 
 @lru_cache(maxsize=512)
 def _samples(folder: Path, benchmark: str, masks: Path, _changed: tuple) -> pd.DataFrame:
-    lines = [
-        {
-            "item_id": s.item_id,
-            "sample": s.sample,
-            "failed": s.status == "failed",
-            SCORE: s.mark,
-            f"{SCORE}_strict": s.mark_strict,
-            **s.extra,
-        }
-        for s in records.read_samples(folder, benchmark)
-    ]
-    frame = pd.DataFrame(lines, columns=None if lines else ["item_id", "sample", "failed", SCORE, f"{SCORE}_strict"])
+    columns: dict[str, list] = {name: [] for name in ("item_id", "sample", "failed", SCORE, f"{SCORE}_strict")}
+    further: dict[str, list] = {}
+    for number, s in enumerate(records.iter_samples(folder, benchmark)):
+        row = (s.item_id, s.sample, s.status == "failed", s.mark, s.mark_strict)
+        for values, value in zip(columns.values(), row, strict=True):
+            values.append(value)
+        for name, value in s.extra.items():
+            values = further.setdefault(name, [])
+            values += [None] * (number - len(values))
+            values.append(value)
+    num_samples = len(columns["item_id"])
+    further = {name: values + [None] * (num_samples - len(values)) for name, values in further.items()}
+    frame = pd.DataFrame({**columns, **{name: pd.Series(values, dtype=float) for name, values in further.items()}})
     frame = frame.fillna(0.0)  # a further mark that a sample lacks, as in the run's own scores
     if masks.exists():
         from eval_harness.masks import MaskMark

@@ -23,19 +23,25 @@ def disagreements(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataF
     lines = []
     for entry in (run for row in runs for run in row.runs):
         for name in table.measured_on(entry.row, scale):
-            samples = [sample for folder in entry.folders.values() for sample in records.read_samples(folder, name)]
-            if not samples:
+            counts: Counter[str] = Counter()
+            flags: Counter[str] = Counter()
+            for folder in entry.folders.values():
+                for sample in records.iter_samples(folder, name):
+                    gap = sample.mark - sample.mark_strict
+                    counts["samples"] += 1
+                    counts["kinder"] += gap > SAME_MARK
+                    counts["harsher"] += gap < -SAME_MARK
+                    flags.update(sample.flags)
+            if not counts["samples"]:
                 continue
-            gaps = [sample.mark - sample.mark_strict for sample in samples]
-            flags = Counter(flag for sample in samples for flag in sample.flags)
             lines.append(
                 {
                     "row": entry.row.key,
                     "label": entry.row.label_at(scale),
                     "benchmark": name,
-                    "num_samples": len(samples),
-                    "kinder": sum(gap > SAME_MARK for gap in gaps),
-                    "harsher": sum(gap < -SAME_MARK for gap in gaps),
+                    "num_samples": counts["samples"],
+                    "kinder": counts["kinder"],
+                    "harsher": counts["harsher"],
                     "flags": ", ".join(f"{flag}: {count}" for flag, count in sorted(flags.items())),
                     "runs": " ".join(records.read_run(folder).run_id for folder in entry.folders.values()),
                 }

@@ -1,0 +1,74 @@
+"""What records, logs and executed notebooks must not tell: secrets, the home folder, this machine's name and user."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|glpat-|AKIA)[A-Za-z0-9_-]{8,}")
+"""Tokens that tell what they are by how they begin."""
+_SECRET_VARIABLE = re.compile(r"(?i)(^|_)(TOKEN|SECRET|PASS(WORD|WD|PHRASE)?|CREDENTIALS?|(API)?KEY|AUTH)(_|$)")
+_SHORTEST_SECRET = 6
+"""Shorter values of such variables (``true``, ``0``) are no secrets, and stand in many a text."""
+_USERINFO = re.compile(r"(?<=://)[^\s/@'\"]+@")
+
+
+def hide(text: str) -> str:
+    """Text with ``***`` for secrets, ``~`` for the home folder, ``USER`` and ``HOST`` for those names.
+
+    Secrets are the values of environment variables that are named like one (``HF_TOKEN``, ``OPENAI_API_KEY``), what
+    looks like a token, and what stands before the ``@`` of a URL. User and host are hidden where their names have more
+    than three letters; the user's as a part of a path only.
+    """
+    secrets, home, user, host = _known()
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = SECRET_VALUE.sub("***", text)
+    text = _USERINFO.sub("***@", text)
+    for place in home:
+        text = re.sub(re.escape(place) + r"(?![\w.-])", "~", text)
+    if user:
+        text = re.sub(rf"(?<=[/\\_]){re.escape(user)}(?![\w-])", "USER", text)
+    if host:
+        text = re.sub(rf"(?<![\w-]){re.escape(host)}(?![\w-])", "HOST", text)
+    return text
+
+
+def hidden(value: Any) -> Any:
+    """The same for every text in a structure of lists and dictionaries, keys included."""
+    if isinstance(value, str):
+        return hide(value)
+    if isinstance(value, Mapping):
+        return {hidden(key): hidden(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hidden(entry) for entry in value]
+    return value
+
+
+def _known() -> tuple[tuple[str, ...], tuple[str, ...], str, str]:
+    named = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    kept = (value for value in named if len(value) >= _SHORTEST_SECRET and not value.isdigit())
+    secrets = tuple(sorted(kept, key=len, reverse=True))
+    return secrets, *_names(os.environ.get("HOME", ""))
+
+
+@lru_cache(maxsize=8)
+def _names(home: str) -> tuple[tuple[str, ...], str, str]:
+    """Forms of the home folder, user and host; empty where there is nothing worth hiding."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, in a container
+        user = ""
+    host = socket.gethostname()
+    homes = {home.rstrip("/"), str(Path(home).resolve()) if home else ""}
+    return (
+        tuple(sorted((place for place in homes if place.count("/") and len(place) > 1), key=len, reverse=True)),
+        user if len(user) > 3 and user != "root" else "",
+        host if len(host) > 3 and host != "localhost" else "",
+    )
