@@ -52,7 +52,7 @@ endif
 
 # --- Set-up ----------------------------------------------------------------------------------------------------------
 
-.PHONY: help install venv test test-verl lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
+.PHONY: help install venv test test-verl test-newest fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
   bench lock clean FORCE
 
 help:
@@ -150,6 +150,18 @@ test-verl: export HF_HUB_OFFLINE = 1
 test-verl: venv $(VERL) ## fetch verl into build/verl and run the tests against its code
 	@if test -e $(VERL); then PYTHONPATH='$(CURDIR)/build/verl' $(PY) -m pytest tests/test_verl.py; \
 	else echo "test-verl: verl could not be fetched (see above); the tests against its code were SKIPPED" >&2; fi
+
+fuzz: venv ## 100,000 drawn inputs through every grader, parser and reward (about 30 minutes); ARGS="--inputs 5000 --seed 1 …"
+	$(PY) -m eval_harness.fuzz --corpus tests/cases/hostile.json --also gpg_repro.fuzzing $(ARGS)
+
+torture: venv ## kill an evaluation, a training and a notebook 30 times each and resume them; ARGS="evaluation --kills 5 …"
+	$(PY) tests/torture $(ARGS)
+
+audit-deps: venv ## known vulnerabilities of the locked packages, against requirements/accepted_findings.toml
+	$(PY) scripts/audit_deps.py $(ARGS)
+
+test-newest: venv ## the tests against the newest TRL, transformers and vLLM that the ranges allow; ARGS="--beyond --all …"
+	$(PY) scripts/test_newest.py $(ARGS)
 
 lock: venv ## resolve requirements/*.in into the locks again (needs the package index)
 	$(PY) scripts/lock.py

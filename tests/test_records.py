@@ -107,15 +107,18 @@ def _run(folder, **samples):
     for name, of_name in samples.items():
         records.append_lines(folder / "samples" / f"{name}.jsonl", of_name)
     result = {
-        "version": 1, "source": "s", "prompts_hash": "h", "num_items": 1, "asked": 1, "scored": 1, "failed": 0,
-        "score": None, "score_strict": None, "num_gold_fallback": 0, "num_truncated": 0, "num_no_answer": 0,
-        "num_timeout": 0, "mean_completion_tokens": None,
+        "version": 1, "source": "s", "prompts_hash": "h", "num_items": 1, "score": None, "score_strict": None, "num_gold_fallback": 0,
+        "num_truncated": 0, "num_no_answer": 0, "num_timeout": 0, "mean_completion_tokens": None,
         "decoding": {"temperature": 0, "top_p": 1, "top_k": 0, "max_new_tokens": 1, "samples": 1, "seed": 0,
                      "system_prompt": None},
     }  # fmt: skip
+    counts = {}
+    for name, of_name in samples.items():
+        scored = sum(sample.status == "scored" for sample in of_name)
+        counts[name] = {"asked": len(of_name), "scored": scored, "failed": len(of_name) - scored}
     run = RunRecord(
         run_id="r", fingerprint="f", status="finished", created="", finished="", model={}, engine={}, settings={},
-        benchmarks=dict.fromkeys(samples, result), average=None, timings={}, environment={},
+        benchmarks={name: result | counts[name] for name in samples}, average=None, timings={}, environment={},
     )  # fmt: skip
     records.write_json(folder / "run.json", run)
     return folder

@@ -30,6 +30,7 @@ _COMPANION = 7
 """One input in so many is graded a second time, or with white space around."""
 _SHRINKS = 300
 _PAD = "\n"
+_LOST_GOLD = "the gold itself is not"
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Fuzzer:
             self.summary.checked["honest answers"] += 1
             lost = [mark for mark in target.honest if not getattr(verdict, mark)]
             if lost:
-                return f"the gold itself is not {lost[0]}"
+                return f"{_LOST_GOLD} {lost[0]}"
         if target.numeric and says_nothing(one.prediction) and any(c in "0123456789" for c in one.gold):
             self.summary.checked["answers that say nothing"] += 1
             if verdict.correct or verdict.correct_strict:
@@ -257,7 +258,8 @@ class Fuzzer:
             return problem is not None and _kind(problem) == kind
 
         smallest = failure.input
-        for side in ("prediction", "gold"):
+        sides = () if failure.problem.startswith(_LOST_GOLD) else ("prediction", "gold")  # shorter, it is not honest
+        for side in sides:
             text = getattr(smallest, side)
             step = max(1, len(text) // 2)
             while step and tries < _SHRINKS:

@@ -374,14 +374,17 @@ QUANTITIES = ("140°", "10√{2}", "5cm", "\\frac{3}{4}", "12", "6π", "2.5", "3
 
 
 def math_input(style: str) -> Callable[[Draw, Sequence[str]], Input]:
-    """Inputs of the math graders; ``style`` is how the gold stands: ``plain``, ``latex`` or ``boxed``."""
+    """Inputs of the math graders; ``style`` is how the gold stands: ``number``, ``plain``, ``latex`` or ``boxed``.
+
+    A ``number`` is stated honestly as a number only: of the other golds its grader reads what is a number in them.
+    """
 
     def draw(d: Draw, corpus: Sequence[str]) -> Input:
         bare = d.of(_MATH_GOLDS) if d.one_in(2) else str(d.below(1000))
-        gold = {"plain": "%s", "latex": "$%s$", "boxed": "so it is $\\boxed{%s}$."}[style].replace("%s", bare)
+        gold = {"number": "%s", "plain": "%s", "latex": "$%s$", "boxed": "so it is $\\boxed{%s}$."}[style].replace("%s", bare)
         honest = d.of(HONEST["math"]).replace("%s", bare)
         if d.one_in(15):
-            return Input(gold, honest, honest=True)
+            return Input(gold, honest, honest=style != "number" or bare.replace(".", "", 1).isdigit())
         return Input(text_for(d, gold, corpus) if d.one_in(12) else gold, text_for(d, honest, corpus))
 
     return draw

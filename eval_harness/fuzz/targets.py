@@ -52,7 +52,7 @@ _BOTH = ("correct", "correct_strict")
 
 def _graders() -> dict[str, Target]:
     math_golds = {
-        "math_expression_gold": generate.math_input("plain"),
+        "math_expression_gold": generate.math_input("number"),
         "math_latex_gold": generate.math_input("latex"),
         "boxed": generate.math_input("latex"),
         "boxed_in_place": generate.math_input("boxed"),
