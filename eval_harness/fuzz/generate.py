@@ -381,7 +381,8 @@ def math_input(style: str) -> Callable[[Draw, Sequence[str]], Input]:
 
     def draw(d: Draw, corpus: Sequence[str]) -> Input:
         bare = d.of(_MATH_GOLDS) if d.one_in(2) else str(d.below(1000))
-        gold = {"number": "%s", "plain": "%s", "latex": "$%s$", "boxed": "so it is $\\boxed{%s}$."}[style].replace("%s", bare)
+        forms = {"number": "%s", "plain": "%s", "latex": "$%s$", "boxed": "so it is $\\boxed{%s}$."}
+        gold = forms[style].replace("%s", bare)
         honest = d.of(HONEST["math"]).replace("%s", bare)
         if d.one_in(15):
             return Input(gold, honest, honest=style != "number" or bare.replace(".", "", 1).isdigit())
