@@ -108,7 +108,8 @@ def _run(folder, **samples):
         records.append_lines(folder / "samples" / f"{name}.jsonl", of_name)
     result = {
         "version": 1, "source": "s", "prompts_hash": "h", "num_items": 1, "score": None, "score_strict": None,
-        "num_gold_fallback": 0, "num_truncated": 0, "num_no_answer": 0, "num_timeout": 0, "mean_completion_tokens": None,
+        "num_gold_fallback": 0, "num_truncated": 0, "num_no_answer": 0, "num_timeout": 0,
+        "mean_completion_tokens": None,
         "decoding": {"temperature": 0, "top_p": 1, "top_k": 0, "max_new_tokens": 1, "samples": 1, "seed": 0,
                      "system_prompt": None},
     }  # fmt: skip
