@@ -367,26 +367,32 @@ def iter_lines(path: Path, kind: type[R], *, repair: bool = False, digest: Lines
     if not path.exists():
         return
     with open(path, "rb") as file:
-        good = _end_of_last_line(file)
-        if good < file.seek(0, os.SEEK_END):
-            if not repair:
-                raise UserError(
-                    f"{path}: the last line is torn (the run was killed while writing). Resume the run with "
-                    "the command that started it; it repairs the file."
-                )
-            with disk_told(path):
-                os.truncate(path, good)
-        file.seek(0)
-        for number, line in enumerate(file, start=1):
-            try:
-                yield kind.model_validate_json(line)
-            except ValidationError as error:
-                raise UserError(
-                    f"{path}, line {number}: not a valid {kind.__name__} line ({_first_problem(error)}). "
-                    "The file was edited or damaged: move it away and run again."
-                ) from None
-            if digest is not None:
-                digest.add(line)
+        if repair:
+            good = _end_of_last_line(file)
+            if good < file.seek(0, os.SEEK_END):
+                with disk_told(path):
+                    os.truncate(path, good)
+        yield from lines_of(file, kind, path, digest)
+
+
+def lines_of(file: BinaryIO, kind: type[R], name: object, digest: LinesHash | None = None) -> Iterator[R]:
+    """As :func:`iter_lines`, of an open file that can seek, which errors call ``name``."""
+    if _end_of_last_line(file) < file.seek(0, os.SEEK_END):
+        raise UserError(
+            f"{name}: the last line is torn (the run was killed while writing). Resume the run with "
+            "the command that started it; it repairs the file."
+        )
+    file.seek(0)
+    for number, line in enumerate(file, start=1):
+        try:
+            yield kind.model_validate_json(line)
+        except ValidationError as error:
+            raise UserError(
+                f"{name}, line {number}: not a valid {kind.__name__} line ({_first_problem(error)}). "
+                "The file was edited or damaged: move it away and run again."
+            ) from None
+        if digest is not None:
+            digest.add(line)
 
 
 def _end_of_last_line(file: BinaryIO, block: int = 1 << 16) -> int:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -559,7 +560,7 @@ def checkpoints_figure(frame: pd.DataFrame, title: str) -> Figure:
         axis.errorbar(
             steps,
             means,
-            yerr=[means - 100 * lines["low"], 100 * lines["high"] - means],
+            yerr=np.maximum(0.0, [means - 100 * lines["low"], 100 * lines["high"] - means]),  # rounding at 0 and 100 %
             fmt="o-",
             color=color,
             ms=5,

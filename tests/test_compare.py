@@ -138,7 +138,7 @@ def test_failures_count_as_wrong_and_are_told(tmp_path, capsys):
     b = _run(tmp_path / "b", {"tiny_sums": [[1], [0], [1], [0]]})
     assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
-    assert "a: 1 samples failed; they count as wrong." in told and "+25.0" in told
+    assert "a: 4 samples asked, 3 scored, 1 failed, which count as wrong." in told and "+25.0" in told
     found = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert found["rows"][0]["failed_a"] == 1 and found["rows"][0]["difference"] == 0.25
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".md", ".csv", ".png", ".svg"}

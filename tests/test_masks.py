@@ -292,7 +292,7 @@ def test_estimates_join_the_record(run_folder):
     assert lisa.extra["mask_iou"]["mean"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
     assert lisa.flags == {"several_boxes": 1, "no_gold_mask": 2}  # both completions on image 2
     assert run.settings == {"limit": None, "segmenter": "filled"}
-    assert run.benchmarks["geoqa"] == before.benchmarks["geoqa"] and lisa.score == estimate()
+    assert run.benchmarks["geoqa"] == before.benchmarks["geoqa"] and lisa.score == before.benchmarks["lisa"].score
     lines = records.read_lines(run_folder / "masks" / "lisa.jsonl", masks.MaskMark)
     assert [(m.item_id, m.sample) for m in lines] == [(i, s) for i in "0123" for s in (0, 1)]
 

@@ -7,11 +7,13 @@ import importlib
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 from eval_harness.errors import UserError, unknown
 from eval_harness.fuzz.corpus import read_corpus
 from eval_harness.fuzz.driver import Fuzzer, Summary
 from eval_harness.fuzz.targets import Target, all_targets
+from eval_harness.graders import nursery
 from eval_harness.graders.pool import GradingPool
 
 _PROGRESS_SECONDS = 15.0
@@ -56,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
             )
 
     status = 0
-    with GradingPool(args.workers, args.deadline, args.memory << 20, _PATIENCE).start() as pool:
+    warm = mock.patch.object(nursery, "PRELOAD", (*nursery.PRELOAD, "eval_harness.fuzz.warm", *args.also))
+    with warm, GradingPool(args.workers, args.deadline, args.memory << 20, _PATIENCE).start() as pool:
         fuzzer = Fuzzer(pool, targets, corpus, args.seed)
         try:
             fuzzer.run(args.inputs, progress)

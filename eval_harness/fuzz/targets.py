@@ -7,6 +7,7 @@ documents. Parsers run in the caller's own process in real use, so one that take
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -237,10 +238,9 @@ def _parse_annotation(text: str) -> Any:
 
 
 def _parse_lines(text: str, kind: type) -> Any:
-    from eval_harness.records import read_lines
+    from eval_harness.records import lines_of
 
-    with _file(text) as path:
-        return read_lines(path, kind)
+    return list(lines_of(io.BytesIO(text.encode("utf-8", "surrogatepass")), kind, "text"))
 
 
 def _parse_item_lines(text: str) -> Any:
