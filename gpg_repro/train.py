@@ -330,7 +330,9 @@ def _train(run: _Run) -> Path:
     if main:
         records.write_json(folder / "run.json", record)
     loaded = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.add_callback(_End())  # the last one: the others have begun when it raises
+    with contextlib.suppress(_NothingLeft):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trained = time.monotonic()
     _save_whole(trainer, folder / "checkpoint")
     if main:
@@ -745,6 +747,18 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(condemned, ignore_errors=True)
         folder.rename(condemned)
         shutil.rmtree(condemned, ignore_errors=True)
+
+
+class _NothingLeft(Exception):
+    """A resumed training has made all its steps."""
+
+
+class _End(TrainerCallback):
+    """Ends a training that resumes from its last step, with weights restored: the trainer would make one more."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            raise _NothingLeft
 
 
 class _Recorder(TrainerCallback):

@@ -85,7 +85,7 @@ def test_a_disk_that_fills_up_while_training(finished, tmp_path):
     """On a real file system with room for one save: told in one line; with more room the run ends as undisturbed."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         recipe = load_recipe("table3_gpg_age_rs1", scale="smoke")

@@ -310,6 +310,12 @@ def test_grade_cvbench_with_and_without_choices(tmp_path, capsys):
     assert "1 of 3 correct" in out and "1 not judged" in out
 
 
+def test_letters_one_after_the_other_without_choices(grading_pool):
+    """The one stated last, under the strict rule."""
+    (verdict,) = grading_pool.grade("choice", [("(C)", "It is (A) or (B); no, (C).")])
+    assert verdict.correct_strict and verdict.extracted_strict in (None, "(C)", "C")
+
+
 def test_grade_lisa(tmp_path, capsys):
     polygon = {"label": "target", "points": [[0, 0], [50, 0], [50, 50]]}
     rows = [
