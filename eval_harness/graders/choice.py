@@ -125,10 +125,8 @@ def _same_text(first: str, second: str, choices: tuple[str, ...]) -> bool:
 def _statements(choices: tuple[str, ...]) -> re.Pattern[str]:
     """Finds letters and whole option texts, the longest option first; ``i`` only for the texts."""
     texts = sorted({_plain(choice) for choice in choices} - {""}, key=len, reverse=True)
-    escaped = "|".join(re.escape(text) for text in texts)
-    return re.compile(
-        rf"{_STATED}|(?<![\w.])(?P<text>(?i:{escaped}))(?!\w|\.\d)" if texts else rf"{_STATED}|(?P<text>(?!))"
-    )
+    escaped = "|".join(re.escape(text) for text in texts) or "(?!)"  # without choices no text is found
+    return re.compile(rf"{_STATED}|(?<![\w.])(?P<text>(?i:{escaped}))(?!\w|\.\d)")
 
 
 def _last_stated(text: str, choices: tuple[str, ...]) -> str | None:
