@@ -22,7 +22,7 @@ from gpg_repro.rewards import _text, accuracy, all_rewards, cosine
 
 MAX_SECONDS = 0.25
 """CPU time for the part of a reward that runs in the trainer's own process, for one completion of any length."""
-_RANGES = {"cosine": (-0.5, 1.0), "giou": (-math.inf, 2.0)}
+_RANGES = {"cosine": (-0.5, 1.0), "giou": (-math.inf, math.inf)}
 _FORMS = (
     "<think>%s</think>\n<answer>%s</answer>",
     "<think>\n%s\n</think>\n<answer>\n%s\n</answer>",

@@ -70,3 +70,10 @@ def test_format_and_accuracy_are_apart():
     """An empty tag earns both rewards of the classification runs in full."""
     completion = "<think></think><answer></answer>"
     assert answer_format_reward([completion]) == class_accuracy_reward([completion], ["<answer>rose</answer>"]) == [1.0]
+
+
+def test_giou_of_inverted_boxes_is_the_formula_as_far_as_floats_go():
+    """By hand: |a| = 0.999^2, |b| = 0.189 * 0.165 = 0.031185 = C, no overlap: 1 - (|b| - |a| - |b|) / |b|."""
+    gold, digits = "<answer> (478,481),(667,646) </answer>", "9" * 200
+    said = ["(999,999),(0,0)", f"({digits},{digits}),(0,0)"]
+    assert giou_reward(said, [gold, gold]) == [pytest.approx(1 + 0.999**2 / 0.031185), 0.0]

@@ -50,8 +50,8 @@ def iou(a: Box, b: Box, epsilon: float = 0.0) -> float:
 def giou(a: Box, b: Box) -> float:
     """Generalised IoU (Rezatofighi et al. 2019): IoU - (C - U) / C with C the area of the box around both.
 
-    In [-1, 1] for boxes with ordered corners. As released, inverted boxes go in as they are, which may give any value
-    below; C = 0 gives the IoU.
+    In [-1, 1] for boxes with ordered corners. As released, inverted boxes go in as they are, which may give any value;
+    C = 0 gives the IoU.
     """
     union = area(a) + area(b) - intersection(a, b)
     around = area((min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])))

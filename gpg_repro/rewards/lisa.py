@@ -2,10 +2,13 @@
 
 The paper speaks of an IoU reward; the released code pays GIoU + 1. Departures: with two or more boxes the release pairs
 the top-left corners of the first two, here the first box counts; its symbolic first rule is left out, since math-verify
-reads nothing in a gold of this form. Inverted boxes are not refused: the formula then gives any value below 2.
+reads nothing in a gold of this form. Inverted boxes are not refused, and the formula then gives any value: one inverted
+along both axes has a positive area and no overlap, and pays more than an exact match, without bound.
 """
 
 from __future__ import annotations
+
+import math
 
 from eval_harness.errors import UserError
 from eval_harness.graders.box import first_box, fractions, giou
@@ -14,7 +17,7 @@ from gpg_repro.rewards._text import stated, text_of
 
 
 def giou_reward(completions: list, solution: list[str], **columns: object) -> list[float]:
-    """GIoU + 1, one per completion: in [0, 2] for boxes with ordered corners, 0.0 without a box.
+    """GIoU + 1, one per completion: in [0, 2] for boxes with ordered corners, 0.0 without a box or beyond floats.
 
     The box is looked for in the answer tag, which may have line breaks, or in the whole text if there is none. The
     gold's very text earns 2.0 in any case.
@@ -40,7 +43,8 @@ def _reward(text: str, gold: str) -> float:
         return 2.0
     tag = first_tag(text, one_line=False)
     box = first_box(text if tag is None else tag)
-    return 0.0 if box is None else giou(fractions(wanted), fractions(box)) + 1
+    reward = 0.0 if box is None else giou(fractions(wanted), fractions(box)) + 1
+    return reward if math.isfinite(reward) else 0.0  # areas that no float holds
 
 
 REWARDS = {"giou": giou_reward}
