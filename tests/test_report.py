@@ -322,7 +322,7 @@ def test_kernels_may_start_from_several_threads(monkeypatch):
 
     def start() -> None:
         try:
-            kernels._start_server({"OMP_NUM_THREADS": "1"})
+            kernels.start_server({"OMP_NUM_THREADS": "1"})
         except KeyError as error:
             errors.append(error)
 
