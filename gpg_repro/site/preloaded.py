@@ -1,6 +1,7 @@
 """What several notebooks import, for the process their kernels are forked from (:mod:`gpg_repro.site.kernels`).
 
-TRL is not among it: it takes as long as all of this, and serves two notebooks.
+Not among it: TRL, which takes as long as all of this and serves two notebooks; matplotlib's inline backend, which shows
+plots only where a kernel is there when it is imported.
 """
 
 import os
@@ -13,7 +14,6 @@ import ipykernel.ipkernel  # noqa: E402, F401
 import matplotlib.backends.backend_agg  # noqa: E402, F401
 import matplotlib.backends.backend_svg  # noqa: E402, F401
 import matplotlib.pyplot  # noqa: E402, F401
-import matplotlib_inline.backend_inline  # noqa: E402, F401
 import pandas.io.formats.style  # noqa: E402, F401
 import tabulate  # noqa: E402, F401
 from PIL import Image  # noqa: E402
