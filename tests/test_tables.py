@@ -781,6 +781,8 @@ def test_an_inspection_is_kept_until_something_it_depends_on_changes(tmp_path, m
     # The process may run what was there when it started: nothing is read, nothing kept.
     write(code[0], "3", age=-60)
     assert [ask(), ask()] == [9, 10]
+    write(code[0], "2", age=-60)
+    assert ask() == 11
     write(code[0], "2")
     assert ask() == 8
     table_02.inspected.cache_clear()
