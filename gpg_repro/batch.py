@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 Row = dict[str, Any]
 """One completion with its prompt: TRL's batch keys without the batch dimension's padding."""
@@ -337,6 +336,8 @@ def split_rows(batch: dict[str, Any]) -> list[Row]:
 
     Tensors are views. Keys that no part of the loss reads (advantages, counts) are left behind.
     """
+    from trl.trainer.utils import split_pixel_values_by_grid  # takes seconds, and selecting groups needs no TRL
+
     batch = split_pixel_values_by_grid(batch)
     num_rows, prompt_width = batch["prompt_ids"].shape
     positions = torch.arange(1, batch["completion_mask"].size(1) + 1, device=batch["completion_mask"].device)
@@ -400,6 +401,8 @@ def collate_rows(rows: Sequence[Row], pad_token_id: int) -> dict[str, Any]:
     for key in ("loss_weights", "kl_weights"):
         if key in rows[0]:
             batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float64)
+    from trl.trainer.utils import unsplit_pixel_values_by_grid
+
     return unsplit_pixel_values_by_grid(batch)
 
 

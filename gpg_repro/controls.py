@@ -39,6 +39,7 @@ from eval_harness.sensitivity import AVERAGE, Sensitivity, measure, rows
 from eval_harness.sources import default_data_root
 from eval_harness.stats import holm, mean_of_differences, mean_of_estimates, mean_of_items
 from gpg_repro import control_plots
+from gpg_repro.committed import refuse_work
 from gpg_repro.paths import results as default_results
 from gpg_repro.prompts import SYSTEM_PROMPTS, TRAINED_WITH
 from gpg_repro.recipe import Recipe, load_recipe
@@ -427,10 +428,11 @@ def build_controls(
         return _full_size(model, base, engine, results, data_root, samples, progress)
     if model or base:
         raise UserError(f"MODEL and BASE are of paper scale; scale {scale} makes its own models.")
-    from gpg_repro.train import base_model, train
-
     root = results / "runs"
     recipe = load_recipe(RECIPE, scale=scale, seed=0)
+    refuse_work(f"the training {recipe.name} at scale {recipe.scale}")  # as train does, before seconds of imports
+    from gpg_repro.train import base_model, train
+
     trained = train(recipe, root=root, progress=progress)
     paths = {"base": base_model(recipe, progress), "trained": str(trained / "checkpoint")}
     names = {"base": f"tiny base ({scale})", "trained": f"{recipe.title.split(',')[0]}, {scale}"}

@@ -40,7 +40,7 @@ from gpg_repro.claims.rule import (
     labelled,
 )
 from gpg_repro.published import folder as published_folder
-from gpg_repro.tables import get_table
+from gpg_repro.tables import get_table, table_02
 from gpg_repro.tables.table_02 import Inspection
 
 matplotlib.use("agg")
@@ -535,10 +535,14 @@ def test_checks_of_what_trainers_hold(monkeypatch, name, method, change):
     assert word_of(name) != YES
 
 
-def test_the_trainers_themselves_are_asked(monkeypatch):
-    monkeypatch.setattr(checks, "inspect_method", lambda method, recipe: (method, recipe))
+def test_the_trainers_themselves_are_asked(monkeypatch, tmp_path):
+    asked = _inspection("GPG")
+    monkeypatch.setenv("GPG_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        table_02, "inspect_method", lambda method, recipe: {("GPG", "table1_gpg_age"): asked}[method, recipe]
+    )
     checks.inspected.cache_clear()
-    assert checks.inspected("GPG") == ("GPG", "table1_gpg_age")
+    assert checks.inspected is table_02.inspected and checks.inspected("GPG") is asked
     checks.inspected.cache_clear()
 
 

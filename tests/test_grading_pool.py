@@ -44,31 +44,36 @@ def _fresh(verb: str) -> str:
 def test_no_signal_reaches_c_code_but_the_deadline_holds(pool):
     started = time.monotonic()
     slow, quick = _say(pool, "spin", "say quick")
-    assert 2.0 <= time.monotonic() - started < 4.5
+    assert 2.0 <= time.monotonic() - started < 20
     assert (slow.correct, slow.correct_strict, slow.extracted, slow.reason) == (False, False, None, "timeout")
     assert quick.correct and quick.extracted == "quick"
 
 
 def test_a_slow_answer_neither_delays_nor_fails_its_neighbours(pool):
-    """All in one chunk: behind the slow one they would take 2 + 7 * 0.25 = 3.75 s; beside it, the slow one's 2 s."""
+    """All in one chunk: the others have their verdicts while the first still spins."""
     assert CHUNK >= 8
-    started = time.monotonic()
-    slow, *others = _say(pool, "spin neighbours", *[f"sleep {0.25 + i / 1000}" for i in range(7)])
-    assert time.monotonic() - started < 3.4
-    assert slow.reason == "timeout" and all(verdict.correct for verdict in others)
+    others = [f"sleep {0.1 + i / 1000}" for i in range(7)]
+    future = pool.grade_async(SCRIPTED, [("ok", prediction) for prediction in ("spin neighbours", *others)])
+    beside = False
+    while not future.done():
+        for batch in [worker.batch for worker in list(pool._workers) if worker.batch is not None]:
+            beside |= batch.verdicts[0] is None and None not in batch.verdicts[1:]
+        time.sleep(0.01)
+    slow, *others = future.result()
+    assert beside and slow.reason == "timeout" and all(verdict.correct for verdict in others)
 
 
 def test_the_deadline_is_of_computing_time_and_the_wall_has_a_limit_too():
-    """A busy machine, told by sleep: 0.3 s of waiting are no computing; beyond 2 * 0.2 s nobody waits."""
-    with GradingPool(workers=1, deadline=0.2, patience=2.0) as pool:
+    """A busy machine, told by sleep: 0.6 s of waiting are no computing; beyond 10 * 0.2 s nobody waits."""
+    with GradingPool(workers=1, deadline=0.2, patience=10.0) as pool:
         _say(pool, "say warm")
-        waited, forever = _say(pool, "sleep 0.3", "sleep 100")
+        waited, forever = _say(pool, "sleep 0.6", "sleep 100")
     assert waited.correct and forever.reason == "timeout"
 
 
 def test_every_answer_has_its_own_deadline():
     """Six times 0.4 s of computing is more than the 0.9 s that one of them may take."""
-    with GradingPool(workers=1, deadline=0.9) as alone:
+    with GradingPool(workers=1, deadline=0.9, patience=10) as alone:
         assert all(verdict.correct for verdict in _say(alone, *[f"compute {0.4 + i / 1000}" for i in range(6)]))
 
 
@@ -148,9 +153,10 @@ def test_repeats_are_graded_once(pool):
 
 
 def test_a_slow_answer_that_is_repeated_costs_one_deadline(pool):
+    """12 in turn on two workers take at least 12 s, however quick the machine; one takes 2 s, at most 6 by the clock."""
     started = time.monotonic()
     assert {verdict.reason for verdict in _say(pool, *["spin repeated"] * 12)} == {"timeout"}
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 10
 
 
 def test_what_depends_on_the_load_is_not_cached(pool):

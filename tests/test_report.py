@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -180,6 +182,8 @@ def mini(tmp_path_factory):
         "folder.mkdir(parents=True)\n"
         "for name in ('table31.csv', 'table31.html', 'viewer.html'):\n"
         "    (folder / name).write_text('x')\n"
+        "import matplotlib.pyplot as plt\n"
+        "plt.plot([0, 1])\n"
         f"pd.DataFrame({{'run': [{run_id!r}], 'x': ['5 [4, 6]']}})",
         title="Table 31 · one that works",
     )
@@ -219,6 +223,8 @@ def test_a_page_shows_outputs_parameters_and_links(mini):
     page = _page(site, "notebooks/table_31")
     # The checkout and the work folder go by other names.
     assert "./gpg_repro/__init__.py build/results/table_31 tiny 0" in page
+    (plot,) = re.findall(r'src="\.\./(_images/[^"]+\.svg)"', page)  # shown by the kernel, whatever was imported before
+    assert "<svg" in (site.out / plot).read_text(encoding="utf-8")
     assert re.search(r'<td><a href="../runs.html#([^"]+)">\1</a></td>', page)
     assert "<mfrac><mn>1</mn><mn>2</mn></mfrac>" in page
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=.(https?:)?//", page)
@@ -308,6 +314,17 @@ def test_bad_requests(tmp_path, capsys):
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
+def test_what_kernels_are_forked_from():
+    """It has no thread of its own, nothing that takes long and serves few, and nothing that needs to see its kernel."""
+    left_out = ("trl", "transformers", "vllm", "matplotlib_inline.backend_inline", "IPython.core.pylabtools")
+    script = (
+        "import sys, threading, gpg_repro.site.preloaded\n"
+        f"print([name for name in {left_out} if name in sys.modules], threading.active_count(), 'torch' in sys.modules)"
+    )
+    made = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (made.stdout, made.stderr) == ("[] 1 True\n", "")
+
+
 def test_kernels_may_start_from_several_threads(monkeypatch):
     """Each start sets a variable of the whole process for a moment; without turns, one takes away what another set."""
     import os
@@ -322,7 +339,7 @@ def test_kernels_may_start_from_several_threads(monkeypatch):
 
     def start() -> None:
         try:
-            kernels._start_server({"OMP_NUM_THREADS": "1"})
+            kernels.start_server({"OMP_NUM_THREADS": "1"})
         except KeyError as error:
             errors.append(error)
 

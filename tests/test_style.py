@@ -73,6 +73,21 @@ def test_figures_are_written_twice_and_the_same_each_time(tmp_path):
     assert "searchable text" in written[0][1].read_text(encoding="utf-8")
 
 
+def test_a_saved_figure_is_laid_out_once(tmp_path):
+    """The SVG, and what is shown later, keep the layout of the PNG."""
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(layout="constrained")
+    axis.set_ylabel("a label\nof\nseveral\nlines")
+    before = axis.get_position().bounds
+    style.save_figure(figure, tmp_path / "a")
+    laid_out = axis.get_position().bounds
+    axis.set_ylabel("")
+    figure.draw_without_rendering()
+    assert laid_out != before and axis.get_position().bounds == laid_out
+    plt.close(figure)
+
+
 def test_no_module_has_a_style_of_its_own():
     """Themes are set, and figures of results written, in one place."""
     for path in [p for folder in ("gpg_repro", "eval_harness", "bench") for p in (ROOT / folder).rglob("*.py")]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +14,7 @@ from hand_made import result_of
 from eval_harness import records
 from eval_harness.errors import UserError
 from eval_harness.records import Sample
-from gpg_repro import plots
+from gpg_repro import fingerprints, plots
 from gpg_repro.published import published_table
 from gpg_repro.recipe import load_recipe
 from gpg_repro.tables import TABLES, control, get_table, reference, report, table_02, table_09, table_12
@@ -722,6 +723,7 @@ def test_inspection_of_table_2(tmp_path, monkeypatch):
     monkeypatch.setattr(
         table_02, "RECIPES", {"GRPO": "table1_grpo", "Dr. GRPO": "table1_dr_grpo", "GPG": "table1_gpg_age"}
     )
+    monkeypatch.setattr(table_02, "inspected", lambda method: table_02.inspect_method(method, table_02.RECIPES[method]))
     matrix = table_02.build_matrix("smoke", results=tmp_path)
     ours = matrix.frame["our code, found by inspection"]
     assert ours.loc["GRPO"].tolist() == ["no", "yes", "yes", "yes"]
@@ -736,6 +738,79 @@ def test_inspection_of_table_2(tmp_path, monkeypatch):
     share = cost.loc["GPG", "share of valid groups"]
     assert cost.loc["GPG", "forward passes per completion, with gradient"] == share and float(share) < 1
     plots.plt.close("all")
+
+
+def test_an_inspection_is_kept_until_something_it_depends_on_changes(tmp_path, monkeypatch):
+    asked = []
+
+    def inspect(method: str, recipe: str) -> table_02.Inspection:
+        asked.append(recipe)
+        yes_no, counts = (False, True, True, True, True, False), (len(asked), 2, 3, 4)
+        return table_02.Inspection(
+            method, *yes_no, *counts, share_valid=1 / 3, passes_with_gradient=0.1, passes_without_gradient=2.0
+        )
+
+    def ask(method: str = "GRPO") -> int:
+        """Which inspection the answer is from."""
+        table_02.inspected.cache_clear()  # as a new process would
+        found = table_02.inspected(method)
+        assert (found.method, found.share_valid, found.surrogate) == (method, 1 / 3, True)
+        return found.policy_parameters
+
+    def write(path: Path, text: str, age: float = 3600) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (fingerprints._STARTED - age,) * 2)
+
+    sources, cache = tmp_path / "sources", tmp_path / "cache"
+    code = [
+        sources / name for name in ("gpg_repro/trainer.py", "gpg_repro/recipes/a.yaml", "eval_harness/graders/b.py")
+    ]
+    for path in code:
+        write(path, "1")
+    monkeypatch.setattr(table_02, "inspect_method", inspect)
+    monkeypatch.setattr(table_02, "_SOURCES", sources)
+    monkeypatch.setenv("GPG_CACHE", str(cache))
+    assert [ask(), ask(), ask("GPG"), ask("GPG"), ask()] == [1, 1, 2, 2, 1]
+    for count, path in enumerate(code, start=3):
+        write(path, "2")
+        assert [ask(), ask()] == [count, count], path
+    monkeypatch.setattr(fingerprints, "packages", lambda: (b"trl 99.0",))
+    assert [ask(), ask()] == [6, 6]
+    write(cache / "tiny-base-smoke-seed0-x" / "model.safetensors", "other weights")
+    assert [ask(), ask()] == [7, 7]
+    monkeypatch.setattr(table_02, "_processor", lambda: "another")
+    assert [ask(), ask()] == [8, 8]
+    # The process may run what was there when it started: nothing is read, nothing kept.
+    write(code[0], "3", age=-60)
+    assert [ask(), ask()] == [9, 10]
+    write(code[0], "2", age=-60)
+    assert ask() == 11
+    write(code[0], "2")
+    assert ask() == 8
+    table_02.inspected.cache_clear()
+
+
+def test_sources_that_change_during_an_inspection(tmp_path, monkeypatch):
+    """What was found is of neither the old code nor the new: it is shown, not kept."""
+    path = tmp_path / "gpg_repro" / "a.py"
+    path.parent.mkdir()
+    path.write_text("1")
+    os.utime(path, (fingerprints._STARTED - 3600,) * 2)
+    found = table_02.Inspection("GPG", *[False] * 6, 1, 2, 3, 4, 0.5, 0.5, 0.5)
+
+    def inspect(method: str, recipe: str) -> table_02.Inspection:
+        path.write_text("2")
+        os.utime(path)
+        return found
+
+    monkeypatch.setattr(table_02, "inspect_method", inspect)
+    monkeypatch.setattr(table_02, "_SOURCES", tmp_path)
+    monkeypatch.setenv("GPG_CACHE", str(tmp_path / "cache"))
+    table_02.inspected.cache_clear()
+    assert table_02.inspected("GPG") is found
+    assert not list((tmp_path / "cache" / "inspections").glob("*.json"))
+    table_02.inspected.cache_clear()
 
 
 def test_a_critic_would_be_seen():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,7 +93,7 @@ def input_of(target: Target, seed: int, number: int, corpus: Sequence[str]) -> I
 def schedule(targets: Mapping[str, Target], num_inputs: int) -> Iterator[tuple[str, range]]:
     """Target and numbers of one batch after the other, each target in the proportion of its weight."""
     rounds = [name for name, target in targets.items() for _ in range(target.weight)]
-    size = min(BATCH, math.ceil(num_inputs / len(rounds)))
+    size = min(BATCH, max(1, num_inputs // len(rounds)))  # every target has its turn
     start = 0
     while start < num_inputs:
         for name in rounds:
@@ -295,7 +294,7 @@ class Fuzzer:
 
 def alias(grader: str) -> str:
     """Another name of a grader, under which the cache does not know its verdicts."""
-    return grader if ":" in grader else f"eval_harness.graders.base:get_grader:{grader}"
+    return f"eval_harness.graders.base:get_grader:{grader}"
 
 
 def _kind(problem: str) -> str:

@@ -13,7 +13,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ from gpg_repro.batch import reached, select_groups
 from gpg_repro.claims.rule import Finding, exact, interval
 from gpg_repro.figures.base import published_range
 from gpg_repro.published import published_table
-from gpg_repro.tables.table_02 import COMPONENTS, RECIPES, Inspection, inspect_method
+from gpg_repro.tables.table_02 import COMPONENTS, inspected
 
 TOLERANCE = 1e-10
 """Relative size below which two gradients in float64 are equal."""
@@ -307,12 +306,6 @@ def full_resampling(rng: np.random.Generator) -> Finding:
 
 
 # Inspections of the trainers ----------------------------------------------------------------------------------------
-
-
-@cache
-def inspected(method: str) -> Inspection:
-    """What a trainer holds and does, asked once per process."""
-    return inspect_method(method, RECIPES[method])
 
 
 def _component(name: str) -> Callable[[np.random.Generator], Finding]:

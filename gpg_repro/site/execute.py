@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from eval_harness.errors import UserError
+from gpg_repro import fingerprints
 from gpg_repro.committed import RECORDS_ONLY, NoRecords
 from gpg_repro.paths import ROOT
 from gpg_repro.published import folder as published_folder
+from gpg_repro.site.kernels import forked_kernels, start_server
 
 State = Literal["shown", "no records", "failed", "not run"]
 
 TRAINING = ("00_start_here", "05_your_own_task")
 """Notebooks that train a model for minutes whatever is committed: shown with their code, not run."""
-_SLOW_FIRST = ("table_06", "table_07", "table_08", "table_05", "table_02")
+_SLOW_FIRST = ("table_02", "01_objective_by_hand", "02_alpha_and_std_dynamics", "table_06", "table_01", "04_claims")
+"""In this order. Table 2 asks the trainers and 04 reads what they said, so 04 comes when Table 2 is done."""
 _IPYTHON_CONFIG = """\
 c = get_config()  # noqa: F821
 c.InlineBackend.figure_formats = {"svg"}
@@ -92,7 +91,9 @@ def execute(
             report(kept)
         else:
             waiting[name] = (source, own)
-    order = sorted(waiting, key=lambda name: (name not in _SLOW_FIRST, name))
+    order = [name for name in _SLOW_FIRST if name in waiting] + sorted(waiting.keys() - set(_SLOW_FIRST))
+    if order:
+        start_server(_environment(work))  # it imports while this process does
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         running = {pool.submit(_run, waiting[name][0], work, scale, seeds): name for name in order}
         for future in as_completed(running):
@@ -106,7 +107,6 @@ def execute(
 def _run(source: Path, work: Path, scale: str, seeds: int) -> Executed:
     """Run one notebook; what went wrong is part of the answer."""
     from gpg_repro import notebooks
-    from gpg_repro.site.kernels import forked_kernels
 
     copy, log = work / "notebooks" / source.name, work / "logs" / f"{source.stem}.log"
     files = work / "results" / source.stem
@@ -114,7 +114,7 @@ def _run(source: Path, work: Path, scale: str, seeds: int) -> Executed:
         stale.unlink(missing_ok=True)
     shutil.rmtree(files, ignore_errors=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {"IPYTHONDIR": str(work / "ipython"), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = _environment(work)
     if seeds == 0:  # what this notebook writes is told from what others write
         environment |= {RECORDS_ONLY: "1", "GPG_RESULTS": str(files)}
     state: State = "shown"
@@ -133,6 +133,10 @@ def _run(source: Path, work: Path, scale: str, seeds: int) -> Executed:
         state, message = "failed", _error_text(copy) or f"{type(error).__name__}: {error}"
     shown = copy if copy.exists() else source
     return Executed(source.stem, shown, files, state, message, time.monotonic() - began)
+
+
+def _environment(work: Path) -> dict[str, str]:
+    return {"IPYTHONDIR": str(work / "ipython"), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
 def _errors(copy: Path) -> Iterator[dict[str, Any]]:
@@ -161,35 +165,16 @@ def _write_ipython_config(folder: Path) -> None:
 
 def _common_fingerprint(root: Path, scale: str) -> bytes:
     """Code of both packages (this one's site apart), published numbers, committed records, installed packages."""
-    code = [
-        path
-        for package in ("gpg_repro", "eval_harness")
-        for path in sorted((root / package).rglob("*"))
-        if path.suffix in (".py", ".yaml", ".json") and root / "gpg_repro" / "site" not in path.parents
-    ]
     data = [
         *sorted(published_folder().glob("*.json")),
         *sorted((root / "results" / "reference" / scale).rglob("*.json*")),
     ]
-    return _digest([*_contents(code, root), *_contents(data, root), *_packages(), sys.version.encode()]).encode()
-
-
-def _contents(paths: Iterable[Path], root: Path) -> Iterator[bytes]:
-    for path in paths:
-        yield str(path.relative_to(root) if path.is_relative_to(root) else path.name).encode()
-        yield path.read_bytes()
-
-
-@cache
-def _packages() -> tuple[bytes, ...]:
-    return tuple(sorted({f"{found.name} {found.version}".encode() for found in metadata.distributions()}))
+    files = fingerprints.contents([*fingerprints.code(root), *data], root)
+    return _digest([*files, *fingerprints.packages()]).encode()
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256(_IPYTHON_CONFIG.encode())
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
+    return fingerprints.digest([_IPYTHON_CONFIG.encode(), *parts])
 
 
 def _keep(work: Path, entry: Executed, own: str) -> None:

@@ -1,12 +1,13 @@
 """Kernels forked from one process that has imported what the notebooks import: a page costs its work, not its imports.
 
 The process is Python's own fork server (:mod:`multiprocessing`): it has one thread and no state of any notebook, and
-each notebook still has a kernel process to itself.
+each notebook still has a kernel process to itself. What it imports is in :mod:`gpg_repro.site.preloaded`.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import sys
@@ -20,7 +21,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
 _STARTING = threading.Lock()
-_PRELOADED = ["ipykernel.kernelapp", "matplotlib.pyplot", "gpg_repro.tables.report", "gpg_repro.figures.figure_2"]
+_PRELOADED = "gpg_repro.site.preloaded"
 _INLINE = "module://matplotlib_inline.backend_inline"
 
 
@@ -54,19 +55,24 @@ class _Forked(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **options: Any):
         environment = {**os.environ, **(options.get("env") or {}), **self.parent.extra_environment}
         arguments = (cmd[cmd.index("-f") + 1], environment, str(options.get("cwd") or Path.cwd()))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
-        _start_server(environment)
-        child = context.Process(target=_kernel, args=(*arguments, str(self.parent.kernel_log)))
+        start_server(environment)
+        child = multiprocessing.get_context("forkserver").Process(
+            target=_kernel, args=(*arguments, str(self.parent.kernel_log))
+        )
         child.start()
         self.process = _Child(child)
         self.pid = child.pid
         return self.connection_info
 
 
-def _start_server(environment: Mapping[str, str]) -> None:
-    """Start the fork server unless it runs, with the number of threads its libraries read on import."""
+def start_server(environment: Mapping[str, str]) -> None:
+    """Start the process kernels are forked from unless it runs; it imports on its own, and the first kernel waits.
+
+    Args:
+        environment: of a kernel; its ``OMP_NUM_THREADS`` is read by libraries when they are imported.
+    """
     with _STARTING:  # kernels start from several threads, and the environment is everybody's
+        multiprocessing.get_context("forkserver").set_forkserver_preload([_PRELOADED])
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
         try:
@@ -105,6 +111,7 @@ class _Child:
 
 def _kernel(connection_file: str, environment: dict[str, str], folder: str, log: str) -> None:
     """Become a kernel, with the environment, folder and backend a kernel of its own process would have."""
+    gc.freeze()  # what was imported stays: collections need not walk it, nor copy its pages
     os.environ.clear()
     os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()), MPLBACKEND=_INLINE)
     os.chdir(folder)

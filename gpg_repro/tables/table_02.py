@@ -15,18 +15,21 @@ neither by experiment.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
-from transformers import PrinterCallback
 
-from gpg_repro import plots
+from gpg_repro import fingerprints, plots
+from gpg_repro.paths import cache
 from gpg_repro.published import published_table
 from gpg_repro.tables.files import save_figure, write_report
 
@@ -45,6 +48,7 @@ COMPONENTS = {
     "Policy Constraint": "constraint",
 }
 """Printed heading -> field of :class:`Inspection`."""
+_SOURCES = Path(__file__).resolve().parents[2]
 _SMALL_SHIFT, _LARGE_SHIFT = 0.05, 1.0  # of log pi_old: a ratio inside every clip range, and one far outside
 
 
@@ -73,15 +77,58 @@ class Inspection:
     """Rows put through any model without gradient outside generation, per sampled completion."""
 
 
+@functools.cache
+def inspected(method: str) -> Inspection:
+    """What the trainer of a method (a key of ``RECIPES``) holds and does.
+
+    Table 2 and the claims page ask the same trainers, which takes most of their time, so an answer is kept in
+    ``inspections/`` of the cache and read again until something it depends on changes: the code of both packages, the
+    smoke base, Python, an installed package or the processor.
+    """
+    code = fingerprints.code(_SOURCES)
+    if fingerprints.changed_since_start(code):  # this process may run what is no longer there: nothing is kept of it
+        return inspect_method(method, RECIPES[method])
+    folder = cache() / "inspections"
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / f"{RECIPES[method]}.json"
+    more = [_processor().encode(), method.encode()]
+    sources = fingerprints.digest([*fingerprints.contents(code, _SOURCES), *fingerprints.packages(), *more])
+    with FileLock(note.with_suffix(".lock")):  # who comes second waits and reads
+        if note.exists():
+            kept = json.loads(note.read_text(encoding="utf-8"))
+            if kept["fingerprint"] == _with_base(sources):
+                return Inspection(**kept["inspection"])
+        found = inspect_method(method, RECIPES[method])
+        if not fingerprints.changed_since_start(code):
+            unfinished = note.with_suffix(".unfinished")
+            made = {"fingerprint": _with_base(sources), "inspection": asdict(found)}
+            unfinished.write_text(json.dumps(made), encoding="utf-8")
+            unfinished.replace(note)
+    return found
+
+
+def _processor() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+
+
+def _with_base(sources: str) -> str:
+    """A fingerprint with the weights of the smoke base, which the first inspection makes where it is missing."""
+    weights = sorted(cache().glob("tiny-base-smoke-*/*.safetensors"))
+    return fingerprints.digest([sources.encode(), *fingerprints.contents(weights, cache())])
+
+
 def inspect_method(method: str, recipe_name: str, seed: int = 0) -> Inspection:
     """Build a recipe's trainer on the smoke base, take one step, and ask it."""
+    from transformers import PrinterCallback  # these take seconds
+
     from gpg_repro.recipe import load_recipe
+    from gpg_repro.tiny.warmup import one_thread
     from gpg_repro.train import base_model, build_trainer, training_rows
 
     recipe = load_recipe(recipe_name, ["max_steps=1"], scale="smoke", seed=seed)
     base = base_model(recipe, progress=False)
     dataset, _ = training_rows(recipe, base)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, one_thread():  # the same numbers on any number of cores
         trainer = build_trainer(recipe, base, dataset, Path(folder))
         trainer.args.save_strategy = "no"
         trainer.args.share_prompt = "off"  # rows are counted: a shared pass packs a group's into one
@@ -171,8 +218,16 @@ class _Probe:
                 inputs["completion_ids"].size(1),
             )
 
+        self._gradients: dict[tuple[float, bool], torch.Tensor] = {}
+
     def _gradient(self, log_ratio: float, with_kl: bool) -> torch.Tensor:
         """Gradient of the loss when every token is exp(log_ratio) times as likely as when it was sampled."""
+        asked = (log_ratio, with_kl)
+        if asked not in self._gradients:
+            self._gradients[asked] = self._differentiate(*asked)
+        return self._gradients[asked]
+
+    def _differentiate(self, log_ratio: float, with_kl: bool) -> torch.Tensor:
         trainer, beta = self._trainer, self._trainer.beta
         trainer.model.zero_grad()
         inputs = {**self._inputs, "old_per_token_logps": self._logps - log_ratio}
@@ -227,12 +282,12 @@ class Matrix:
 
 
 def build_matrix(scale: str = "tiny", *, results: Path | None = None) -> Matrix:
-    """Inspect every trainer, compare with the printed matrix, write ``table02.{md,csv,html,png}``.
+    """Ask what every trainer was found to be, compare with the printed matrix, write ``table02.{md,csv,html,png}``.
 
     The inspection runs on the smoke base at every scale: components do not depend on size.
     """
     published = published_table("Table 2")
-    found = {method: inspect_method(method, recipe) for method, recipe in RECIPES.items()}
+    found = {method: inspected(method) for method in RECIPES}
     columns = list(COMPONENTS)
     lines = {}
     for method in dict.fromkeys([*published.index, *found]):
