@@ -153,7 +153,7 @@ def test_repeats_are_graded_once(pool):
 
 
 def test_a_slow_answer_that_is_repeated_costs_one_deadline(pool):
-    """12 in turn on two workers take at least 12 s, however quick the machine; one takes 2 s, at most 6 by the clock."""
+    """12 in turn on two workers take at least 12 s, however quick the machine; one takes 2 to 6 s by the clock."""
     started = time.monotonic()
     assert {verdict.reason for verdict in _say(pool, *["spin repeated"] * 12)} == {"timeout"}
     assert time.monotonic() - started < 10
@@ -385,15 +385,16 @@ def test_a_script_without_main_guard_runs_once_and_ends_clean(tmp_path):
 
 def test_a_nursery_that_dies_is_replaced(tmp_path):
     body = (
-        "import os, signal\n"
         "pool = GradingPool(workers=2)\n"
         f"(said,) = pool.grade({SCRIPTED!r}, [('ok', 'parent')])\n"
-        "os.kill(int(said.extracted), signal.SIGKILL)\n"
+        "import psutil, time\n"
+        "killed = psutil.Process(int(said.extracted))\n"
+        "killed.kill()\n"
+        "while killed.is_running() and killed.status() != psutil.STATUS_ZOMBIE: time.sleep(0.01)\n"
         f"(again,) = pool.grade({SCRIPTED!r}, [('ok', 'parent 2')])\n"
         "assert again.extracted != said.extracted\n"
         "pool.close()\n"
         "nursery.stop()\n"
-        "import psutil\n"
         "print(psutil.Process().children(recursive=True))\n"
     )
     done = subprocess.run(_script(tmp_path, body), capture_output=True, text=True, env=_environment(), timeout=60)
