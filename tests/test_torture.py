@@ -188,12 +188,15 @@ def test_differences_are_found_and_time_is_none(tmp_path):
         (folder / "engine.log").write_text(clock)
         table = f"| row | seconds per run | x |\n|:--|--:|--|\n| a | {clock}0000 | 5 |\n"
         (folder / "t.md").write_text(table)
+        cells = f'<td data-sort="0.5">0.500\n</td>\n<td data-sort="7.{clock}" title="steps: 4">{clock}\n</td>\n</tr>'
+        (folder / "t.html").write_text(f"<table><th>seconds per run</th><tr>{cells}</table>")
     assert differences(one, other) == []
     for name, change, told in (
         ("run.json", lambda t: t.replace('"score": 1', '"score": 2'), "run.json differs: score"),
         ("steps.jsonl", lambda t: t.replace("0.5", "0.6"), "steps.jsonl differs: loss"),
         ("samples/s.jsonl", lambda t: t + "c\n", "2 and 3 entries"),
         ("t.md", lambda t: t.replace("| 5 |", "| 6 |"), "t.md differs"),
+        ("t.html", lambda t: t.replace("0.500", "0.600"), "t.html differs"),
     ):
         path = other / "run" / name
         text = path.read_text()

@@ -322,7 +322,7 @@ def _without_times(text: str, suffix: str) -> str:
             lines.append("|".join(c for i, c in enumerate(cells) if i != at and not set(c) <= set(":-")))
         return "\n".join(lines)
     head, table, rest = text.rpartition("<table")  # the trainings come last
-    return head + re.sub(r"<td>\d+</td>\s*</tr>", "</tr>", table + rest)
+    return head + re.sub(r"<td[^>]*>\s*\d+\s*</td>\s*</tr>", "</tr>", table + rest)
 
 
 def _first_difference(one: Any, other: Any) -> str:
