@@ -131,7 +131,7 @@ lint: venv ## check style, and that notebooks hold no outputs
 
 test: export HF_HUB_OFFLINE = 1
 test: lint ## everything: style, tests, and each notebook at smoke scale
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
 	$(PY) -m gpg_repro.notebooks prepare --scale smoke --out build/notebooks
 	$(PY) -m pytest --nbval-lax --nbval-current-env build/notebooks
 	@$(MAKE) test-verl
