@@ -151,7 +151,7 @@ test-verl: venv $(VERL) ## fetch verl into build/verl and run the tests against 
 	@if test -e $(VERL); then PYTHONPATH='$(CURDIR)/build/verl' $(PY) -m pytest tests/test_verl.py; \
 	else echo "test-verl: verl could not be fetched (see above); the tests against its code were SKIPPED" >&2; fi
 
-fuzz: venv ## 100,000 drawn inputs through every grader, parser and reward (about 30 minutes); ARGS="--inputs 5000 --seed 1 …"
+fuzz: venv ## 100,000 drawn inputs through every grader, parser and reward (10 to 20 minutes); ARGS="--inputs 5000 --seed 1 …"
 	$(PY) -m eval_harness.fuzz --corpus tests/cases/hostile.json --also gpg_repro.fuzzing $(ARGS)
 
 torture: venv ## kill an evaluation, a training and a notebook 30 times each and resume them; ARGS="evaluation --kills 5 …"
