@@ -371,6 +371,7 @@ def _save_whole(trainer: Any, target: Path) -> None:
     if main:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed try left
     trainer.accelerator.wait_for_everyone()
+    _forget_last_call(trainer.processing_class)
     with _shards_gathered(trainer):
         trainer.save_model(str(partial))
     if main:
@@ -384,6 +385,14 @@ def _save_whole(trainer: Any, target: Path) -> None:
         _remove(target)
         partial.rename(target)
     trainer.accelerator.wait_for_everyone()
+
+
+def _forget_last_call(processor: Any) -> None:
+    """Tokenizers save how they last padded and cut, which depends on what came before in this process."""
+    backend = getattr(getattr(processor, "tokenizer", processor), "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
 
 
 @contextlib.contextmanager

@@ -75,6 +75,10 @@ def test_a_finished_run_is_found_again(finished):
 
 def same_weights(one: Path, other: Path) -> bool:
     a, b = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (one, other))
+    files, others = ({p.name: p.read_bytes() for p in (f / "checkpoint").iterdir()} for f in (one, other))
+    assert (
+        files.keys() == others.keys() and [n for n in files if n != "model.safetensors" and files[n] != others[n]] == []
+    )
     return a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
 
 
