@@ -548,7 +548,7 @@ def _open_task(
 
 def _graders(job: _Job) -> AbstractContextManager[GradingPool]:
     def start() -> GradingPool:
-        return GradingPool(deadline=DEADLINE_SECONDS).start()
+        return GradingPool(deadline=DEADLINE_SECONDS).start({benchmark.grader for benchmark, _, _ in job.loaded})
 
     return start() if job.shared is None else job.shared.graders(start)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -129,3 +130,13 @@ class Hoarder:
     def grade(self, gold: str, prediction: str, context=None) -> Verdict:
         self.kept.append(b"x" * (int(prediction) << 20))
         return Verdict(True, True, None, "match")
+
+
+class Loaded:
+    """Tells whether the worker has lighteval; the argument makes it look like a grader that needs it, or not."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def grade(self, gold, prediction, context=None) -> Verdict:
+        return Verdict(True, True, str("lighteval" in sys.modules), "match")

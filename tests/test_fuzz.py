@@ -43,12 +43,12 @@ def test_a_short_run_finds_nothing(pool):
     """The short form of ``make fuzz``, with another seed."""
     corpus = [entry.text for entry in read_corpus(CASES)]
     targets = all_targets() | REWARDS
-    summary = Fuzzer(pool, targets, corpus, SEED).run(2000)
+    summary = Fuzzer(pool, targets, corpus, SEED).run(1000)
     assert [(f.target, f.problem, f.number) for f in summary.failures] == []
-    assert summary.num_inputs == 2000 and all(reasons.total() for reasons in summary.reasons.values())
+    assert summary.num_inputs == 1000 and all(reasons.total() for reasons in summary.reasons.values())
     unfinished = sum(summary.reasons[name]["timeout"] for name in targets)
-    assert unfinished < 0.05 * 2000
-    assert min(summary.checked.values()) > 5 and len(summary.checked) == 4
+    assert unfinished < 0.05 * 1000
+    assert min(summary.checked.values()) > 2 and len(summary.checked) == 4
     assert 0 < summary.born_memory < summary.peak_memory < summary.born_memory + (512 + 512 + 64 << 20)
 
 

@@ -59,7 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     status = 0
     warm = mock.patch.object(nursery, "PRELOAD", (*nursery.PRELOAD, "eval_harness.fuzz.warm", *args.also))
-    with warm, GradingPool(args.workers, args.deadline, args.memory << 20, _PATIENCE).start() as pool:
+    with (
+        warm,
+        GradingPool(args.workers, args.deadline, args.memory << 20, _PATIENCE).start(
+            t.grader for t in targets.values()
+        ) as pool,
+    ):
         fuzzer = Fuzzer(pool, targets, corpus, args.seed)
         try:
             fuzzer.run(args.inputs, progress)

@@ -84,6 +84,9 @@ _LIBRARIES = {
 }
 """Packages that decide a grader's marks together with it."""
 
+LIGHTEVAL = frozenset({"math_expression_gold", "math_latex_gold"})
+"""Graders that import lighteval, which takes longer than all the rest."""
+
 CONTEXT_KEYS = {"choice": ("choices",), "box": ("width", "height", "polygons", "gold_box")}
 """What each grader looks for in the context."""
 

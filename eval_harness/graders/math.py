@@ -15,18 +15,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import Any
-
-from lighteval.metrics.utils.extractive_match_utils import (
-    ExprExtractionConfig,
-    LatexExtractionConfig,
-    extract_target_from_pred,
-    get_extraction_regexes,
-)
-from lighteval.metrics.utils.math_comparison import compare_gold_target
-from lighteval.tasks.requests import Doc
-from lighteval.utils.language import Language
 
 from eval_harness.graders.base import Grader, Verdict
 
@@ -35,25 +26,42 @@ STEP_SECONDS = 5
 _MAX_EXTRACTED = 500
 
 
+@cache
+def _lighteval() -> SimpleNamespace:
+    """What is used of lighteval, whose import takes eight seconds: the other graders do without it."""
+    from lighteval.metrics.utils import extractive_match_utils as extraction
+    from lighteval.metrics.utils.math_comparison import compare_gold_target
+    from lighteval.tasks.requests import Doc
+    from lighteval.utils.language import Language
+
+    return SimpleNamespace(extraction=extraction, compare=compare_gold_target, Doc=Doc, english=Language.ENGLISH)
+
+
 class ExtractiveMatch:
     """lighteval's extractive match with the configuration of the published math evaluation.
 
     A gold that extraction cannot read (409 bare golds of OlympiadBench) is compared as raw text: that is the published
     behaviour, flagged as ``gold_fallback``. The strict verdict reads such a gold as LaTeX in a box, so ``2`` accepts
     ``2.0`` and ``1/2`` accepts ``\\frac{1}{2}``; for every other gold the two rules agree.
+
+    Args:
+        gold_as_latex: the gold is read as LaTeX, otherwise as a plain expression.
     """
 
-    def __init__(self, gold_target: ExprExtractionConfig | LatexExtractionConfig):
-        document = Doc(query="", choices=[""], gold_index=0)  # only needed for multiple-choice targets
-        predicted = (ExprExtractionConfig(), LatexExtractionConfig(boxed_match_priority=0))
-        self._gold_patterns = get_extraction_regexes(document, (gold_target,), Language.ENGLISH)
-        self._prediction_patterns = get_extraction_regexes(document, predicted, Language.ENGLISH)
+    def __init__(self, gold_as_latex: bool):
+        lib, kinds = _lighteval(), _lighteval().extraction
+        document = lib.Doc(query="", choices=[""], gold_index=0)  # only needed for multiple-choice targets
+        gold = kinds.LatexExtractionConfig() if gold_as_latex else kinds.ExprExtractionConfig()
+        predicted = (kinds.ExprExtractionConfig(), kinds.LatexExtractionConfig(boxed_match_priority=0))
+        self._gold_patterns = kinds.get_extraction_regexes(document, (gold,), lib.english)
+        self._prediction_patterns = kinds.get_extraction_regexes(document, predicted, lib.english)
         # golds are long solutions, and every one meets K samples
         self._golds = lru_cache(4096)(lambda gold: self._extract(gold, self._gold_patterns))
 
     @staticmethod
     def _extract(text: str, patterns: list) -> list:
-        return extract_target_from_pred(text, patterns, "first_match", "any_match", STEP_SECONDS)
+        extract = _lighteval().extraction.extract_target_from_pred
+        return extract(text, patterns, "first_match", "any_match", STEP_SECONDS)
 
     def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
         """Mark one answer under both rules."""
@@ -71,7 +79,7 @@ class ExtractiveMatch:
 
 
 def _equal(golds: list, answers: list) -> bool:
-    return bool(compare_gold_target(golds, answers, PRECISION, timeout_seconds=STEP_SECONDS))
+    return bool(_lighteval().compare(golds, answers, PRECISION, timeout_seconds=STEP_SECONDS))
 
 
 class BoxedAccuracy:
@@ -131,5 +139,4 @@ def build(name: str) -> Grader:
     """The grader of that name; used by :func:`eval_harness.graders.get_grader`."""
     if name in ("boxed", "boxed_in_place", "boxed_answer"):
         return BoxedAccuracy(True if name == "boxed_in_place" else "all", bare_gold=name == "boxed_answer")
-    target = ExprExtractionConfig() if name == "math_expression_gold" else LatexExtractionConfig()
-    return ExtractiveMatch(target)
+    return ExtractiveMatch(gold_as_latex=name != "math_expression_gold")

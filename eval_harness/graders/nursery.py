@@ -32,6 +32,8 @@ import psutil
 
 PRELOAD = ("eval_harness.graders.warm",)
 """Modules that every worker has from the start."""
+LIGHTEVAL = "eval_harness.graders.warm_lighteval"
+"""Module that is imported once, too, but when the first worker is asked for that needs it."""
 LINGER_SECONDS = 30.0
 """How long a nursery without workers stays, so that the next pool starts at once."""
 TRANSFER_SECONDS = 60
@@ -40,7 +42,7 @@ _HEADROOM = 512 << 20
 """Address space beyond the memory limit. What grows page by page is caught by the pool before; this stops the rest."""
 REFUSED, OUT_OF_MEMORY = 77, 78
 """Exit status of a worker whose answer made a library act on the machine; of one that ran into its memory limit."""
-_REQUEST = struct.Struct("!Q")
+_REQUEST = struct.Struct("!Q?")
 _DEATH = struct.Struct("!iQ")
 _ACTIONS = (
     *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.kill", "subprocess.", "pty."),
@@ -106,13 +108,13 @@ class _Nursery:
                 start_new_session=True,  # Ctrl-C is for the caller
             )
 
-    def fork(self, memory: int) -> Child:
+    def fork(self, memory: int, lighteval: bool) -> Child:
         """Ask for a worker. Raises OSError when the nursery is gone."""
         ours, theirs = socket.socketpair()
         lifeline, held = socket.socketpair()
         with theirs, held:
             try:
-                socket.send_fds(self._control, [_REQUEST.pack(memory)], [theirs.fileno(), held.fileno()])
+                socket.send_fds(self._control, [_REQUEST.pack(memory, lighteval)], [theirs.fileno(), held.fileno()])
             except OSError:
                 ours.close()
                 lifeline.close()
@@ -130,21 +132,22 @@ _lock = threading.Lock()
 _nursery: _Nursery | None = None
 
 
-def fork_worker(memory: int) -> Child:
+def fork_worker(memory: int, lighteval: bool = True) -> Child:
     """A new worker, from a new nursery where there is none; it says ``ready`` when it can be used.
 
     Args:
         memory: bytes that it may take beyond what it is born with.
+        lighteval: it is born with lighteval's graders.
     """
     global _nursery
     with _lock:
         if _nursery is not None and _nursery.process.poll() is None:
             with contextlib.suppress(OSError):
-                return _nursery.fork(memory)
+                return _nursery.fork(memory, lighteval)
         if _nursery is not None:
             _nursery.close()
         _nursery = _Nursery()
-        return _nursery.fork(memory)
+        return _nursery.fork(memory, lighteval)
 
 
 def stop() -> None:
@@ -188,6 +191,7 @@ def run(control: int, preload: list[str], linger: float) -> None:
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
     gc.collect()
     gc.freeze()  # pages stay shared with the workers
+    with_lighteval = False
     lifelines: dict[int, socket.socket] = {}
     selector = selectors.DefaultSelector()
     selector.register(requests, selectors.EVENT_READ)
@@ -209,6 +213,12 @@ def run(control: int, preload: list[str], linger: float) -> None:
                         os.kill(pid, signal.SIGKILL)
                     os._exit(0)
                 lifeline = socket.socket(fileno=fds[1])
+                memory, wanted = _REQUEST.unpack(data)
+                if wanted and not with_lighteval and preload:  # without any preload nothing is imported before a fork
+                    importlib.import_module(LIGHTEVAL)
+                    with_lighteval = True
+                    gc.collect()
+                    gc.freeze()
                 parent, pid = os.getpid(), os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
@@ -216,7 +226,7 @@ def run(control: int, preload: list[str], linger: float) -> None:
                     for other in (requests, wake, woken, lifeline, *lifelines.values()):
                         other.close()
                     selector.close()
-                    _work(fds[0], *_REQUEST.unpack(data), parent)
+                    _work(fds[0], memory, parent)
                 os.close(fds[0])
                 lifelines[pid] = lifeline
                 selector.register(lifeline, selectors.EVENT_READ, pid)

@@ -24,7 +24,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,7 +36,7 @@ import xxhash
 
 from eval_harness.errors import unknown
 from eval_harness.graders import nursery
-from eval_harness.graders.base import CRASHED, GRADERS, TIMED_OUT, TOO_LARGE, UNFINISHED, Verdict
+from eval_harness.graders.base import CRASHED, GRADERS, LIGHTEVAL, TIMED_OUT, TOO_LARGE, UNFINISHED, Verdict
 
 DEADLINE_SECONDS = 5.0
 PATIENCE = 2.0
@@ -129,6 +129,8 @@ class _Worker:
 
     child: nursery.Child
     since: float
+    lighteval: bool = True
+    """Whether it was born with lighteval's graders."""
     ready: bool = False
     process: psutil.Process | None = None
     born_memory: int = 0
@@ -183,7 +185,7 @@ class GradingPool:
         """Most resident bytes a worker was seen with, those it shares with the others included."""
         self.born_memory = 0
         """What of it a worker starts with, at most."""
-        self._closing = False
+        self._closing = self._lighteval = False
         self._cache = VerdictCache()
         self._workers: list[_Worker] = []
         self._begin()
@@ -197,9 +199,14 @@ class GradingPool:
         self._thread: threading.Thread | None = None
         self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
 
-    def start(self) -> GradingPool:
-        """Start the workers now (their imports take seconds), e.g. while an engine loads."""
+    def start(self, graders: Iterable[str] = ()) -> GradingPool:
+        """Start the workers now (their imports take seconds), e.g. while an engine loads.
+
+        Args:
+            graders: what they will be asked for.
+        """
         with self._lock:
+            self._lighteval |= any(map(_needs_lighteval, graders))
             self._start()
         return self
 
@@ -222,6 +229,7 @@ class GradingPool:
         pairs = list(pairs)
         keys = [_key(grader, *pair) for pair in pairs]
         with self._lock:
+            self._lighteval |= _needs_lighteval(grader)  # before the first worker, if this is the first answer
             self._start()
             batch = _Batch(grader, pairs, keys, [self._cache.get(key) for key in keys])
             batch.future.set_running_or_notify_cancel()  # from here on it ends in a result, whoever waits
@@ -266,12 +274,15 @@ class GradingPool:
         try:
             while not self._closing:
                 while len(self._workers) < self.num_workers:
-                    self._workers.append(_Worker(nursery.fork_worker(self.memory), time.monotonic()))
-                for worker in self._workers:
+                    with_lighteval = self._lighteval
+                    child = nursery.fork_worker(self.memory, with_lighteval)
+                    self._workers.append(_Worker(child, time.monotonic(), with_lighteval))
+                for worker in list(self._workers):
                     if worker.ready and worker.batch is None and not self._hand_out(worker):
                         self._take_back()
                         break
-                self._wait()
+                if len(self._workers) == self.num_workers:
+                    self._wait()
             self._fail(RuntimeError("the grading pool was closed"))
         except BaseException as error:
             self._fail(error)
@@ -293,6 +304,11 @@ class GradingPool:
                     return False
                 batch, indices = self._queue.popleft()
             indices = [i for i in indices if batch.verdicts[i] is None and not batch.future.done()]
+        if _needs_lighteval(batch.grader) and not worker.lighteval:  # another one, which need not import it by itself
+            with self._lock:
+                self._queue.appendleft((batch, indices))
+            self._lose(worker)
+            return True
         self._num_chunks += 1
         worker.batch, worker.todo, worker.chunk = batch, deque(indices), self._num_chunks
         worker.begun, worker.gave_back, worker.since = False, False, time.monotonic()
@@ -410,7 +426,9 @@ class GradingPool:
         if not worker.begun and (worker.batch is not None or not worker.ready):
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
-                raise RuntimeError("grading workers cannot start; run `python -c 'import eval_harness.graders.math'`")
+                raise RuntimeError(
+                    "grading workers cannot start; run `python -c 'import eval_harness.graders.warm_lighteval'`"
+                )
         if not worker.todo:
             return
         batch, rest = worker.batch, deque(worker.todo)
@@ -468,6 +486,10 @@ def shared_pool() -> GradingPool:
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _needs_lighteval(grader: str) -> bool:
+    return grader.rpartition(":")[2] in LIGHTEVAL
 
 
 def _chunks(batch: _Batch) -> Iterator[list[int]]:
