@@ -217,6 +217,8 @@ def test_phases():
     )
     stack = 'File "x/transformers/generation/utils.py", line 1 in _sample\n  File "trainer.py" in training_step'
     assert phase_of(TRAINING, stack) == phase_of(NOTEBOOK, stack) == "at a moment: sampling"
+    assert phase_of(TRAINING, stack + '\n  File "<frozen runpy>", line 88 in _run_code') == "at a moment: sampling"
+    assert phase_of(TRAINING, 'File "<frozen importlib._bootstrap>", line 1 in x') == "at a moment: starting: imports"
     assert phase_of(EVALUATION, 'File "y" in nothing_known') == "at a moment: other"
 
 

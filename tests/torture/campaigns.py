@@ -43,7 +43,7 @@ class Campaign:
     """(pattern, phase): the first that is found in a stack names the phase of a kill from outside."""
 
 
-_STARTING = (("_find_and_load|<frozen|starting Python", "starting: imports"),)
+_STARTING = (("_find_and_load|<frozen importlib|starting Python", "starting: imports"),)
 _EVALUATING = (
     ("append_lines|replace_lines|write_json", "writing records"),
     (r"engines/process\.py.* in (__init__|_receive)[\s\S]*_start_engine", "starting the engine"),
