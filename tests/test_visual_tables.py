@@ -402,7 +402,11 @@ def test_masks_are_kept_with_the_records(tmp_path):
 
 def test_a_base_of_another_family_is_no_base_of_this_table(tmp_path):
     folder = tmp_path / "tiny" / BASE
-    evaluation(folder / "aaaaaaaa" / "seed0", {"tiny_scenes": ([item(0)], [sample(0, True, True)])}, "aaaaaaaa-text")
+    evaluation(
+        folder / "aaaaaaaa" / "seed0",
+        {"tiny_scenes": (by_group("tiny_scenes", 1), [sample(i, True, True) for i in range(4)])},
+        "aaaaaaaa-text",
+    )
     assert base_record("tiny", [], SPECIES.benchmarks_at("tiny"), tmp_path) is None
     assert base_record("tiny", ["aaaaaaaa-text"], SPECIES.benchmarks_at("tiny"), tmp_path) is None
     assert base_record("tiny", [], SCENES.benchmarks_at("tiny"), tmp_path) == folder / "aaaaaaaa" / "seed0"
