@@ -51,8 +51,8 @@ def measured(
         ]  # fmt: skip
         records.append_lines(folder / "samples" / f"{name}.jsonl", lines)
         results[name] = BenchmarkResult(
-            version=version, source="s", prompts_hash="h", decoding=settings, num_items=ITEMS, asked=ITEMS,
-            scored=ITEMS, failed=0, score=None, score_strict=None, num_gold_fallback=0, num_truncated=0,
+            version=version, source="s", prompts_hash="h", decoding=settings, num_items=ITEMS, asked=len(lines),
+            scored=len(lines), failed=0, score=None, score_strict=None, num_gold_fallback=0, num_truncated=0,
             num_no_answer=0, num_timeout=0, mean_completion_tokens=None,
         )  # fmt: skip
     record = records.RunRecord(

@@ -76,13 +76,13 @@ def test_cells_of_several_benchmarks_are_summed_and_follow_the_rule(tmp_path):
     ]
     both = side_by_side(*(evaluation(tmp_path / n, s) for n, s in zip("ab", suites, strict=True)))
     frame = cells(both.pairs).set_index("benchmark")
-    assert list(frame.index) == ["aime24", "math500", "all"]  # by name, where the record does not know them
+    assert list(frame.index) == ["math500", "aime24", "all"]  # as in the record
     assert frame.loc["all", ["both", "first", "second", "neither"]].tolist() == [2, 1, 0, 0]
     assert frame.loc["all", "p_value"] == 1.0  # one item tells nothing
     strict = cells(both.pairs, "strict").set_index("benchmark")
     assert strict.loc["math500", ["both", "first", "second", "neither"]].tolist() == [1, 0, 0, 1]
     assert both.first("first", "strict") is None
-    assert [pair.rules_part for pair in both.pairs] == [False, True, False]
+    assert [pair.rules_part for pair in both.pairs] == [True, False, False]
     with pytest.raises(UserError, match="unknown rule 'stict'; did you mean 'strict'"):
         cells(both.pairs, "stict")
 
@@ -91,7 +91,7 @@ def test_only_shared_items_and_what_differs_is_told(tmp_path):
     """A has 0-4, B 1-5. Item 2 was asked differently, 3 has another gold, 4 is not answered by B: 1 and 2 are left."""
     first = evaluation(tmp_path / "a", {"math500": ([asked(i) for i in range(5)], [said(i, True) for i in range(5)])})
     items = [asked(1), asked(2, prompt="another?"), asked(3, gold="other"), asked(4), asked(5)]
-    second = evaluation(tmp_path / "b", {"math500": (items, [said(i, False) for i in (1, 2, 3, 5)])})
+    second = evaluation(tmp_path / "b", {"math500": (items, [said(i, False) for i in (1, 2, 3, 5)])}, finished=False)
     both = side_by_side(first, second, labels=("A", "B"))
     assert [pair.item.item_id for pair in both.pairs] == ["1", "2"]
     assert [pair.other_prompt for pair in both.pairs] == [None, "another?"]
@@ -308,7 +308,8 @@ def test_images_are_drawn_up_to_a_number(tmp_path, monkeypatch):
 
 
 def test_an_imported_benchmark_has_no_images_to_read(tmp_path):
-    folders = [evaluation(tmp_path / n, {"theirs": ([item(0)], [sample(0, True, True)])}) for n in "ab"]
+    suite = {"theirs": ([item(0)], [sample(0, True, True)])}
+    folders = [evaluation(tmp_path / n, suite, finished=False) for n in "ab"]
     assert "image not to be had: unknown benchmark" in build_page(side_by_side(*folders)).html
 
 
@@ -393,5 +394,5 @@ def test_an_item_of_several_benchmarks_needs_its_benchmark(tmp_path, capsys):
     suites = {name: ([asked(0)], [said(0, True)]) for name in ("math500", "aime24")}
     folders = [str(evaluation(tmp_path / n, suites)) for n in "ab"]
     assert main(["view", *folders, "--item", "0", "--out", str(tmp_path / "p.html")]) == 2
-    assert "item 0 is in aime24, math500; name one of them with --benchmark" in capsys.readouterr().err
+    assert "item 0 is in math500, aime24; name one of them with --benchmark" in capsys.readouterr().err
     assert main(["view", *folders, "--item", "0", "--benchmark", "aime24", "--out", str(tmp_path / "p.html")]) == 0

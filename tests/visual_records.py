@@ -41,22 +41,25 @@ def sample(index: int, published: float | bool, strict: float | bool, text: str 
 
 
 def evaluation(
-    folder: Path, suites: Mapping[str, tuple[Sequence[Item], Sequence[Sample]]], weights: str = "base-weights"
+    folder: Path,
+    suites: Mapping[str, tuple[Sequence[Item], Sequence[Sample]]],
+    weights: str = "base-weights",
+    finished: bool = True,
 ) -> Path:
-    """A finished evaluation of some benchmarks."""
+    """An evaluation of some benchmarks; one that is not finished has no results."""
     for name, (items, samples) in suites.items():
         records.append_lines(folder / "items" / f"{name}.jsonl", items)
         records.append_lines(folder / "samples" / f"{name}.jsonl", samples)
     record = records.RunRecord(
         run_id=folder.name,
         fingerprint="f",
-        status="finished",
+        status="finished" if finished else "running",
         created="2026-01-01T00:00:00+00:00",
         finished="2026-01-01T00:01:00+00:00",
         model={"name": "m", "weights": weights, "revision": None},
         engine={"name": "vllm", "version": "0"},
         settings={},
-        benchmarks={name: result_of(name, samples, items) for name, (items, samples) in suites.items()},
+        benchmarks={name: result_of(name, samples, items) for name, (items, samples) in suites.items() if finished},
         average=None,
         timings={},
         environment={},
