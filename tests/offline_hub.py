@@ -34,7 +34,7 @@ class OnePool:
     def __init__(self, deadline):
         pass
 
-    def start(self):
+    def start(self, graders=()):
         return contextlib.nullcontext(shared_pool())
 
 

@@ -57,7 +57,7 @@ class GradingHere:
     def __init__(self, *args: Any, **kwargs: Any):
         pass
 
-    def start(self):
+    def start(self, graders=()):
         return self
 
     def __enter__(self):

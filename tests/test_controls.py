@@ -41,7 +41,7 @@ def engines_here(monkeypatch, grading_pool):
     """Engines without processes and one grading pool for all runs; the list of the engines that were started."""
     started = []
 
-    one_pool = SimpleNamespace(start=lambda: nullcontext(grading_pool))
+    one_pool = SimpleNamespace(start=lambda graders: nullcontext(grading_pool))
     monkeypatch.setattr(runner, "GradingPool", lambda **_: one_pool)
 
     class Counted(EngineHere):
