@@ -130,8 +130,10 @@ lint: venv ## check style, and that notebooks hold no outputs
 	$(if $(wildcard notebooks/*.ipynb),$(PY) -m nbstripout --verify $(sort $(wildcard notebooks/*.ipynb)))
 
 test: export HF_HUB_OFFLINE = 1
+# Two processes; what fails beside others (deadlines on a busy machine) must pass alone, and the log shows both.
 test: lint ## everything: style, tests, and each notebook at smoke scale
-	$(PY) -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
+	$(PY) -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile \
+	  || $(PY) -m pytest --last-failed --last-failed-no-failures none
 	$(PY) -m gpg_repro.notebooks prepare --scale smoke --out build/notebooks
 	$(PY) -m pytest --nbval-lax --nbval-current-env build/notebooks
 	@$(MAKE) test-verl
