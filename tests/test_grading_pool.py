@@ -143,18 +143,25 @@ def test_a_grader_of_another_module_may_take_an_argument(pool):
     assert _say(pool, "built_with 1", grader=f"{SCRIPTED}:a:b")[0].extracted == "a:b"
 
 
-def test_lighteval_is_loaded_when_a_grader_needs_it_and_not_before():
+def test_lighteval_is_loaded_when_a_grader_needs_it_and_not_before(tmp_path):
     """Its import takes longer than all else; workers that have it are born with it, not made to import it."""
-    plain, needy = "scripted_graders:Loaded:boxed", "scripted_graders:Loaded:math_latex_gold"
-    nursery.stop()
-    with GradingPool(workers=2) as pool:
-        first = [verdict.extracted for verdict in _say(pool, *map(_fresh, "abcd"), grader=plain)]
-        then = [verdict.extracted for verdict in _say(pool, *[f"{_fresh('x')} {i}" for i in range(40)], grader=needy)]
-        verdict = pool.grade("math_latex_gold", [("$7$", "so $7$")])[0]
-        assert pool.grade("boxed", [("$7$", "$\\boxed{7}$")])[0].correct
-    assert (set(first), set(then), verdict.correct) == ({"False"}, {"True"}, True)
-    with GradingPool(workers=1).start(["math_expression_gold"]) as pool:
-        assert _say(pool, _fresh("y"), grader=plain)[0].extracted == "True"
+    body = (
+        "def has(grader, count):\n"
+        "    said = pool.grade(f'scripted_graders:Loaded:{grader}', [('', f'{grader} {i}') for i in range(count)])\n"
+        "    return {verdict.extracted for verdict in said}\n"
+        "with GradingPool(workers=2) as pool:\n"
+        "    print(has('boxed', 4), has('math_latex_gold', 40))\n"
+        "    print(pool.grade('math_latex_gold', [('$7$', 'so $7$')])[0].correct)\n"
+        "    print(pool.grade('boxed', [('$7$', r'$\\boxed{7}$')])[0].correct)\n"
+        "with GradingPool(workers=1).start(['math_expression_gold']) as pool:\n"
+        "    print(has('boxed_answer', 1))\n"
+        "nursery.stop()\n"
+    )
+    command = _script(tmp_path, body)
+    path = tmp_path / "script.py"
+    path.write_text(path.read_text().replace("nursery.PRELOAD = ()\n", ""))
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=200)
+    assert done.stdout.split() == ["main", "runs", "{'False'}", "{'True'}", "True", "True", "{'True'}"], done.stderr
 
 
 def test_repeats_are_graded_once(pool):
