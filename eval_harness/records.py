@@ -520,10 +520,19 @@ def read_finished(folder: Path) -> RunRecord:
     run = read_run(folder)
     if run.kind != "evaluation" or run.status != "finished":
         raise UserError(f"{folder} is not a finished evaluation; finish it with the command that started it.")
-    for name in run.benchmarks:
+    check_samples(folder, run, run.benchmarks)
+    return run
+
+
+def check_samples(folder: Path, run: RunRecord, benchmarks: Iterable[str]) -> None:
+    """Hold the samples of these benchmarks against the record, in the memory of one sample and its marks.
+
+    Raises:
+        UserError: see :func:`iter_samples`.
+    """
+    for name in benchmarks:
         for _ in iter_samples(folder, name, run):
             pass
-    return run
 
 
 class Fit:

@@ -451,8 +451,7 @@ def _is_finished(job: _Job) -> bool:
     if run.kind != "evaluation" or run.fingerprint != job.fingerprint or run.status != "finished":
         return False
     gone = [name for name in run.benchmarks if not (job.folder / "samples" / f"{name}.jsonl").exists()]
-    for name in run.benchmarks.keys() - gone:
-        records.read_samples(job.folder, name, run)
+    records.check_samples(job.folder, run, [name for name in run.benchmarks if name not in gone])
     if gone:
         print(f"{job.folder}: the samples of {', '.join(gone)} are gone; they are asked again.", file=sys.stderr)
     return not gone
