@@ -141,9 +141,12 @@ endef
 test-quick: venv ## what to run while editing: no engine, no torchrun, no notebook (two minutes)
 	$(PY) -m pytest --tier quick --numprocesses 2 --dist loadfile --durations 5 $(ARGS)
 
+# Notebooks whose engine is vLLM where it is installed: one on text, one on pictures.
+WITH_VLLM = table_03 table_07
+
 test: lint ## everything a change can break: style, engines, a server, two processes, each notebook at smoke scale
 	$(call run_tier,full)
-	$(PY) -m gpg_repro.notebooks prepare --scale smoke --out build/notebooks
+	$(PY) -m gpg_repro.notebooks prepare --scale smoke --out build/notebooks --engine transformers --auto $(WITH_VLLM)
 	PYTHONPATH=tests $(PY) -m pytest -p notebook_kernels --numprocesses 2 --dist loadgroup --durations 20 \
 	  --nbval-lax --nbval-current-env build/notebooks
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +123,36 @@ def _without_private(output: dict[str, Any]) -> dict[str, Any]:
     return cleaned
 
 
-def prepare(scale: str, out: Path, source: Path = Path("notebooks")) -> list[Path]:
-    """Copies of all notebooks with their parameters set to a scale, for nbval."""
+def prepare(
+    scale: str,
+    out: Path,
+    source: Path = Path("notebooks"),
+    *,
+    engine: str = "auto",
+    auto: Collection[str] = (),
+) -> list[Path]:
+    """Copies of all notebooks with their parameters set to a scale, for nbval.
+
+    Args:
+        engine: for notebooks that have a parameter ENGINE.
+        auto: names, without ending, of notebooks that choose their engine themselves whatever ``engine`` is.
+
+    Raises:
+        UserError: a name of ``auto`` is no notebook.
+    """
     import nbformat
     import papermill
     from papermill.parameterize import parameterize_notebook
 
+    for name in auto:
+        if not (source / f"{name}.ipynb").exists():
+            raise unknown("notebook", name, [path.stem for path in sorted(source.glob("*.ipynb"))])
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for path in sorted(source.glob("*.ipynb")):
         notebook = papermill.iorw.load_notebook_node(str(path))
-        values = {"SCALE": scale} if "SCALE" in declared_parameters(path) else {}
+        given = {"SCALE": scale, "ENGINE": "auto" if path.stem in auto else engine}
+        values = {name: given[name] for name in declared_parameters(path) if name in given}
         nbformat.write(
             parameterize_notebook(notebook, values, kernel_name="python3", language="python"), out / path.name
         )
@@ -151,10 +171,12 @@ def main(argv: list[str] | None = None) -> int:
     copies = commands.add_parser("prepare", help="write copies at a scale, for nbval")
     copies.add_argument("--scale", default="smoke")
     copies.add_argument("--out", type=Path, required=True)
+    copies.add_argument("--engine", default="auto")
+    copies.add_argument("--auto", nargs="*", default=[], metavar="NAME", help="notebooks that keep ENGINE=auto")
     args = parser.parse_args(argv)
     try:
         if args.command == "prepare":
-            for path in prepare(args.scale, args.out):
+            for path in prepare(args.scale, args.out, engine=args.engine, auto=args.auto):
                 print(path)
             return 0
         parameters = {}

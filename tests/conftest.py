@@ -15,11 +15,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cor
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_graders():
-    """The process that grading workers are forked from, with lighteval's twelve seconds of imports, lasts."""
+def warm_processes():
+    """What engines and grading workers are forked from lasts as long as the session: imports are paid once."""
+    from eval_harness.engines.fork_server import warm_engines
     from eval_harness.graders import nursery
 
     nursery.LINGER_SECONDS = 3600.0
+    with warm_engines():
+        yield
 
 
 @pytest.fixture(scope="session")

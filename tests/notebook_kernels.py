@@ -16,6 +16,8 @@ from jupyter_client.manager import KernelManager
 from gpg_repro.site.kernels import forked_kernels, start_server
 
 LOG = Path("build/notebooks/kernels.log")
+VISION = ("figure_1", "table_05", "table_06", "table_07", "table_08")
+"""These train on pictures. They and the others share no run, so the two groups may go side by side."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,3 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
     LOG.parent.mkdir(parents=True, exist_ok=True)
     start_server(os.environ, preload=["gpg_repro.train"])
     nbval.kernel.KernelManager = forked_kernels({}, LOG.resolve(), KernelManager)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks that share runs stay in one worker (``--dist loadgroup``): a run has one writer."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("vision" if item.path.stem in VISION else "text"))

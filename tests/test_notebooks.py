@@ -71,3 +71,14 @@ def test_prepare_sets_the_scale(tmp_path):
     for path in written:
         text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
         assert 'SCALE = "smoke"' in text
+
+
+def test_prepare_sets_the_engine_of_all_but_those_named(tmp_path):
+    notebooks.prepare("smoke", tmp_path, FOLDER, engine="transformers", auto=["table_03"])
+    for name, engine in (("table_03", "auto"), ("table_04", "transformers"), ("01_objective_by_hand", None)):
+        assert notebooks.declared_parameters(tmp_path / f"{name}.ipynb").get("ENGINE") is not None or engine is None
+        cells = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4).cells
+        injected = next(cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", []))
+        assert (f'ENGINE = "{engine}"' in injected.source) == (engine is not None)
+    with pytest.raises(UserError, match="unknown notebook 'table_3'"):
+        notebooks.prepare("smoke", tmp_path, FOLDER, auto=["table_3"])

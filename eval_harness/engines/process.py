@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eval_harness.engines.base import Completion, EngineError, EngineSettings, Request, Result
+from eval_harness.engines.fork_server import fork_engine
 from eval_harness.private import hide
 
 START_TIMEOUT_SECONDS = 3600.0
@@ -51,7 +52,7 @@ class EngineProcess:
         env = {**os.environ, **(environment or {}), "PYTHONPATH": paths}
         with open(self.log, "ab") as log_file:  # a folder that cannot be written is told before anything starts
             self._log_start = log_file.tell()
-        self._process = subprocess.Popen(
+        self._process = fork_engine(engine, env) or subprocess.Popen(
             [sys.executable, "-m", "eval_harness.engines.worker", engine],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

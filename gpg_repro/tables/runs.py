@@ -18,6 +18,7 @@ from eval_harness import records, released
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.checkpoints import load_checkpoints
 from eval_harness.engines import resolve_engine
+from eval_harness.engines.fork_server import warm_engines
 from eval_harness.errors import UserError, unknown
 from eval_harness.models import check_model, offline_if_unreachable
 from eval_harness.released import Job
@@ -95,7 +96,7 @@ def run_table(
     trainings: dict[tuple[str, str | None, int], Path] = {}
     folders: dict[tuple[str, str | None, int], Future[Path]] = {}
     aside = 0 if not any(row.recipes for row, _ in rows) else 2 if scale == "smoke" else 1
-    with _Measuring(aside) as measuring:
+    with warm_engines(), _Measuring(aside) as measuring:
         for row, parts in rows:
             for part in parts:
                 for seed in range(seeds) if part.recipe else (0,):
