@@ -43,6 +43,7 @@ def files(tmp_path, monkeypatch) -> Path:
         found.cache_clear()
 
 
+@pytest.mark.full("the commands of the documentation, each a process")
 def test_the_worked_example(files, monkeypatch):
     monkeypatch.setenv("GPG_RESULTS", str(files / "results"))
     recipe = load_recipe(str(files / "my_stripes.yaml"), ["max_steps=1"], scale="smoke")

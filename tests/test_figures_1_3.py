@@ -195,6 +195,7 @@ def test_our_bars_are_the_records_with_their_seeds(reference, tmp_path):
     assert {"figure1.png", "figure1.svg", "figure1.md", "figure1.csv", "figure1.html"} <= files
 
 
+@pytest.mark.full("executed notebooks")
 def test_nothing_is_trained_without_being_asked(nothing, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(

@@ -21,11 +21,9 @@ ASKED = [Request(str(i), [{"role": "user", "content": f"{i}+{i}=?"}], SAMPLED) f
 
 @pytest.fixture(scope="module")
 def warm():
-    """No other test's server, and one of our own."""
-    outer, fork_server._active = fork_server._active, None
+    """The session's server, or one of our own."""
     with warm_engines():
         yield fork_server._active
-    fork_server._active = outer
 
 
 def gone(pid: int) -> bool:

@@ -38,7 +38,7 @@ def pool():
         yield pool
 
 
-@pytest.mark.slow
+@pytest.mark.long("a short fuzz of every target")
 def test_a_short_run_finds_nothing(pool):
     """The short form of ``make fuzz``, with another seed."""
     corpus = [entry.text for entry in read_corpus(CASES)]
@@ -160,6 +160,7 @@ def _exclaims(d: Draw, corpus) -> Input:
     return Input("7", f".{text}")
 
 
+@pytest.mark.full("grading workers that crash and hang")
 @pytest.mark.parametrize(
     ("bug", "settings", "problem", "smallest"),
     [
@@ -223,6 +224,7 @@ def test_a_failing_run_has_a_status_and_leaves_the_input(tmp_path, capsys, monke
     assert len(list(out.glob("planted-*.json"))) >= 1
 
 
+@pytest.mark.full("a process that is interrupted")
 def test_an_interrupted_run_tells_what_it_has(tmp_path):
     program = (
         "import sys, os, signal\n"

@@ -39,6 +39,7 @@ def _lighteval_metric(latex_gold: bool):
     )
 
 
+@pytest.mark.full("thousands of answers through lighteval")
 @pytest.mark.parametrize(
     ("file", "gold", "answer", "grader"),
     [
@@ -67,6 +68,7 @@ def test_verdicts_are_those_of_lightevals_metric(file, gold, answer, grader, dat
     assert 0 < sum(expected) < len(expected)
 
 
+@pytest.mark.full("hundreds of golds through lighteval")
 def test_bare_olympiad_golds_are_flagged_and_read_fairly(data_root, grading_pool):
     rows = [json.loads(x) for x in (data_root / "olympiad_bench.jsonl").read_text(encoding="utf-8").split("\n") if x]
     verdicts = grading_pool.grade(

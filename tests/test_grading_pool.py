@@ -143,6 +143,7 @@ def test_a_grader_of_another_module_may_take_an_argument(pool):
     assert _say(pool, "built_with 1", grader=f"{SCRIPTED}:a:b")[0].extracted == "a:b"
 
 
+@pytest.mark.full("lighteval is imported anew")
 def test_lighteval_is_loaded_when_a_grader_needs_it_and_not_before(tmp_path):
     """Its import takes longer than all else; workers that have it are born with it, not made to import it."""
     body = (

@@ -80,7 +80,7 @@ def test_a_damaged_corpus_is_refused(content, message, tmp_path):
         read_corpus(tmp_path / "none.json")
 
 
-@pytest.mark.slow
+@pytest.mark.full("the whole hostile corpus")
 @pytest.mark.parametrize("grader", GRADERS)
 def test_no_hostile_text_is_believed(grader, pool, canary):
     longest = 10**7 if grader in LONG else 20_000
@@ -106,7 +106,7 @@ def test_what_is_right_after_all(entry, grading_pool, canary):
         assert (verdict.correct, verdict.correct_strict) == marks, verdict
 
 
-@pytest.mark.slow
+@pytest.mark.long("the hostile corpus as golds")
 @pytest.mark.parametrize("grader", ["boxed", "number", "choice", "class_name", "box"])
 def test_hostile_golds_are_no_danger_either(grader, pool, canary):
     """A data set may be as odd as a model."""
@@ -117,7 +117,7 @@ def test_hostile_golds_are_no_danger_either(grader, pool, canary):
         assert problem_of(verdict, all_targets()[grader]) is None and verdict.reason != "grader_crash", entry.name
 
 
-@pytest.mark.slow
+@pytest.mark.full("the whole hostile corpus")
 def test_parsers_refuse_or_read_it_in_time(grading_pool, canary):
     """They run in the caller's process in real use, so none may take long: 5 s for 10^6 characters."""
     answers = [("", entry.text.replace("CANARY", str(canary))) for entry in CORPUS]
@@ -127,7 +127,7 @@ def test_parsers_refuse_or_read_it_in_time(grading_pool, canary):
             assert verdict.reason in ("match", "no_answer"), (name, entry.name, verdict)
 
 
-@pytest.mark.slow
+@pytest.mark.full("the whole hostile corpus")
 @pytest.mark.parametrize("name", REWARDS)
 def test_rewards_pay_a_number_in_time(name, grading_pool, canary):
     """What of a reward runs in the trainer's own process: a quarter of a second of computing at most."""
@@ -153,6 +153,7 @@ def _state() -> tuple:
     return handlers, os.getcwd(), dict(os.environ), names, os.umask(os.umask(0o022) or 0o022)
 
 
+@pytest.mark.full("the commands, each a process")
 def test_the_commands_take_it(tmp_path, pool, monkeypatch, capsys, canary):
     """The whole corpus as a file for ``grade``: every row comes back, in order, as valid JSON."""
     from eval_harness import __main__ as commands

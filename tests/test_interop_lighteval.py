@@ -42,7 +42,7 @@ def offline_lighteval(monkeypatch, tmp_path):
     torch.set_grad_enabled(True)
 
 
-@pytest.mark.slow
+@pytest.mark.full("lighteval's pipeline and an engine")
 def test_lighteval_and_the_harness_agree(random_checkpoint, offline_lighteval, monkeypatch, tmp_path):
     """The command line of lighteval on local data: items, completions, marks and both scores, then the import of its
     details, which is the harness's own record line by line."""
@@ -196,6 +196,7 @@ def test_what_the_model_does_not_do_is_refused(random_checkpoint, monkeypatch, c
         ours.greedy_until([Doc(query="q", choices=["1"], gold_index=0, images=["x"])])
 
 
+@pytest.mark.full("lighteval's pipeline and an engine")
 def test_other_tasks_of_lighteval_run_too(random_checkpoint, monkeypatch):
     """Their length, their stop strings, examples as turns; greedy; a prompt beyond the context is an empty answer."""
     from lighteval.models.custom.custom_model import CustomModelConfig

@@ -83,7 +83,7 @@ CELLS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.full("a notebook that starts engines")
 def test_after_each_cell_the_engine_and_its_memory_are_gone(random_checkpoint, tmp_path):
     names = {"ROOT": str(ROOT), "MODEL": str(random_checkpoint), "OUT": f"{tmp_path}/"}
     notebook = nbformat.v4.new_notebook()

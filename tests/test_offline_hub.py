@@ -57,7 +57,7 @@ def cache(home, tmp_path, monkeypatch) -> Path:
     return tmp_path / "hub"
 
 
-@pytest.mark.slow
+@pytest.mark.full("twelve models, each in an engine")
 def test_released_checkpoints_and_tables_3_and_4_run_from_the_cache_alone(home, tmp_path):
     """Everything at paper scale, offline: one engine start per model and setting, and the tables read the same runs."""
     env = {**os.environ, **hub_cache.environment(home, tmp_path), "OMP_NUM_THREADS": "1"}

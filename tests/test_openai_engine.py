@@ -391,6 +391,7 @@ def test_an_evaluation_with_images(server, registered, tmp_path):  # noqa: F811
         evaluate("served", ["bare"], out=tmp_path / "never", **options)
 
 
+@pytest.mark.full("waits for a server")
 def test_a_server_that_dies_and_comes_back(server, tmp_path):
     """What was finished stays and is not asked again; the server may have moved meanwhile."""
 

@@ -188,6 +188,7 @@ def test_existing_relative_paths_and_the_host_are_shortened(tmp_path, monkeypatc
     private._names.cache_clear()
 
 
+@pytest.mark.full("evaluations with lighteval's graders")
 def test_a_run_says_where_its_numbers_come_from(random_checkpoint, data_root, quick, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_token_value")
     monkeypatch.setattr(
@@ -376,6 +377,7 @@ def test_records_of_version_2_are_read_and_verified(finished, tmp_path):
 # Deterministic mode ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full("an evaluation, three times")
 def test_deterministic_completions_do_not_depend_on_company(random_checkpoint, quick, tmp_path):
     def completions(limit: int, **options) -> dict[str, str]:
         out = evaluate(

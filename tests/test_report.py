@@ -201,6 +201,7 @@ def _page(site, name: str) -> str:
     return (site.out / f"{name}.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.full("executed notebooks")
 def test_states_of_notebooks(mini):
     _, site = mini
     assert {entry.name: entry.state for entry in site.notebooks} == {
@@ -218,6 +219,7 @@ def test_states_of_notebooks(mini):
     assert "Notebooks that failed" in front and "no records yet" in front and "is a miniature, not the paper" in front
 
 
+@pytest.mark.full("executed notebooks")
 def test_a_page_shows_outputs_parameters_and_links(mini):
     root, site = mini
     page = _page(site, "notebooks/table_31")
@@ -236,6 +238,7 @@ def test_a_page_shows_outputs_parameters_and_links(mini):
     assert 'href="../README.html"' in guide and re.search(r'href="(\.\./_downloads/[^"]+/data\.csv)"', guide)
 
 
+@pytest.mark.full("executed notebooks")
 def test_runs_page_counts_what_is_committed(mini):
     _, site = mini
     page = _page(site, "runs")
@@ -248,6 +251,7 @@ def test_runs_page_counts_what_is_committed(mini):
     assert f"{asked:,} graded completions" in _page(site, "index")
 
 
+@pytest.mark.full("executed notebooks")
 def test_no_path_of_the_machine(mini):
     root, site = mini
     known = [str(root), str(ROOT), str(Path.home()) + "/"]
@@ -260,6 +264,7 @@ def test_no_path_of_the_machine(mini):
         leak.unlink()
 
 
+@pytest.mark.full("executed notebooks")
 def test_copies_are_kept_until_something_changes(mini):
     root, site = mini
     work, notebooks = site.out.with_name("site_work"), root / "notebooks"
@@ -314,6 +319,7 @@ def test_bad_requests(tmp_path, capsys):
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
+@pytest.mark.full("a process that imports everything")
 def test_what_kernels_are_forked_from():
     """It has no thread of its own, nothing that takes long and serves few, and nothing that needs to see its kernel."""
     left_out = ("trl", "transformers", "vllm", "matplotlib_inline.backend_inline", "IPython.core.pylabtools")

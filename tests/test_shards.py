@@ -77,6 +77,7 @@ def _write_shards(model, out: Path, of: int, **changes) -> list[Path]:
     return [evaluate(str(model), BENCHMARKS, out=out, shard=Shard(i, of), **OPTIONS | changes) for i in range(of)]
 
 
+@pytest.mark.full("an engine in a process of its own")
 def test_merged_shards_are_the_undivided_run(random_checkpoint, undivided, quick, tmp_path, capsys):
     """Seven items over three shards, one of which dies and is started again."""
     out = tmp_path / "run"
@@ -198,6 +199,7 @@ def test_which_shard(text, environment, expected):
         assert found == expected
 
 
+@pytest.mark.full("an engine in a process of its own")
 def test_two_engines_write_the_records_of_one(random_checkpoint, undivided, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     out = evaluate(str(random_checkpoint), BENCHMARKS, out=tmp_path / "run", data_parallel_size=2, **OPTIONS)
@@ -209,6 +211,7 @@ def test_two_engines_write_the_records_of_one(random_checkpoint, undivided, tmp_
     assert all((out / f"engine-{i}.log").exists() for i in (0, 1))
 
 
+@pytest.mark.full("an engine in a process of its own")
 def test_requests_of_a_dead_engine_go_to_the_others(random_checkpoint, tmp_path):
     greedy = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=16, samples=1, seed=5)
     asked = [Request(str(i), [{"role": "user", "content": f"{i}+{i}=?"}], greedy) for i in range(600)]
@@ -232,6 +235,7 @@ def test_requests_of_a_dead_engine_go_to_the_others(random_checkpoint, tmp_path)
             list(group.generate(asked))
 
 
+@pytest.mark.full("an engine in a process of its own")
 def test_an_engine_that_cannot_start_ends_the_group(tmp_path):
     with pytest.raises(EngineError, match="could not load"):
         EngineGroup("transformers", EngineSettings(str(tmp_path)), tmp_path / "log", [{}, {}])

@@ -125,6 +125,7 @@ def test_average_of_benchmarks_weighs_them_equally():
     assert average.num_items == 530
 
 
+@pytest.mark.full("thousands of simulated experiments")
 @pytest.mark.parametrize("num_items, low, high", [(30, 0.92, 0.98), (500, 0.94, 0.965)])
 @pytest.mark.parametrize("num_samples", [1, 8, 32])
 def test_coverage_by_simulation(num_items, low, high, num_samples):
@@ -144,6 +145,7 @@ def test_coverage_by_simulation(num_items, low, high, num_samples):
     assert draws == 20_007 and low <= held / draws <= high, held / draws
 
 
+@pytest.mark.full("thousands of simulated experiments")
 @pytest.mark.parametrize("num_items, low, high", [(30, 0.92, 0.98), (500, 0.94, 0.965)])
 @pytest.mark.parametrize("num_samples", [1, 8])
 def test_coverage_of_paired_differences(num_items, low, high, num_samples):

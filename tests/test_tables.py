@@ -717,7 +717,7 @@ def test_table_9_writes_its_files(tmp_path):
     plots.plt.close("all")
 
 
-@pytest.mark.slow
+@pytest.mark.full("every trainer takes a step")
 def test_inspection_of_table_2(tmp_path, monkeypatch):
     """Asked by gradients: GRPO has a ratio, clipping, a KL term and a reference model; GPG none, and fewer passes."""
     monkeypatch.setattr(

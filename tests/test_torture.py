@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torture reads /proc")
 
 
-@pytest.mark.slow
+@pytest.mark.long("four kills, each with a resumed run")
 def test_killed_and_resumed_equals_undisturbed(tmp_path):
     """Two kills each; 0: records, weights and metrics are those of an undisturbed run, and no orphan is left."""
     command = [sys.executable, "tests/torture", "evaluation", "training", "--short", "--kills", "2", "--seed", "3"]

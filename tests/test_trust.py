@@ -149,6 +149,7 @@ def test_pickled_weights_are_refused_before_anything_opens_them(pickled, tmp_pat
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.full("an engine in a process of its own")
 def test_pickled_weights_are_not_opened_by_the_engine_either(pickled, tmp_path):
     from eval_harness.engines import EngineSettings
     from eval_harness.engines.transformers import TransformersBackend
@@ -361,6 +362,7 @@ def test_what_is_hidden(poisoned, monkeypatch):
     assert provenance.shown(str(poisoned)) == "~"
 
 
+@pytest.mark.full("an engine in a process of its own")
 def test_an_evaluation_by_the_transformers_engine_tells_nothing(random_checkpoint, poisoned, monkeypatch):
     """The whole engine process, with a log that shows everything."""
     model = poisoned / "models" / "net"
@@ -446,6 +448,7 @@ display(HTML(f"<b>{os.environ['OPENAI_API_KEY']}</b>"))
 """
 
 
+@pytest.mark.full("an executed notebook")
 def test_an_executed_notebook_tells_nothing_not_even_in_its_last_error(poisoned):
     import nbformat
 

@@ -575,6 +575,7 @@ def _drawn_lists(root):
         write_jsonl(root / f"{folder}_test.jsonl", rows)
 
 
+@pytest.mark.full("an engine in a process of its own")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_all_seven_run_end_to_end(
     engine,

@@ -61,6 +61,7 @@ STYLES = (
 )
 
 
+@pytest.mark.full("hundreds of golds through math-verify")
 def test_geoqa_marks_are_those_of_math_verify(geoqa_golds, grading_pool):
     """The published rule against the library called as the release calls it, item by item."""
     from math_verify import parse, verify
@@ -180,6 +181,7 @@ def test_spellings_of_a_root_are_one_number(factor, radicand, unit):
     assert not read[0].equals(read_quantity(f"{factor}{unit}"))
 
 
+@pytest.mark.full("every class name against every other")
 def test_class_names_stay_apart_and_are_their_own_answers(data_root, grading_pool):
     """Under the strict rule no two classes are one; under the published rule six pairs of flowers are."""
     shared = {}
@@ -218,7 +220,7 @@ def _hostile() -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long("hostile texts at every length")
 @pytest.mark.parametrize("grader", VISUAL)
 def test_hostile_texts_end_in_a_verdict(grader, grading_pool):
     golds = {"choice": "(B)", "number": "10√{2}cm", "class_name": "rose", "box": "(1,1),(20,20)"}
