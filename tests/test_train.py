@@ -12,6 +12,7 @@ import types
 from functools import partial
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -446,13 +447,10 @@ def test_the_recorder_takes_any_step_and_not_the_summary(tmp_path):
 # --- Several processes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_run(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "gpg_repro", "train", "table1_gpg_age", "scale=smoke", "max_steps=2", "--root", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.parametrize("launch", processes.LAUNCHERS)
+def test_two_processes_train_one_run(launch, tmp_path):
+    command = ["-m", "gpg_repro", "train", "table1_gpg_age", "scale=smoke", "max_steps=2", "--root", str(tmp_path)]
+    done = launch(2, *command, folder=tmp_path / "printed")
     assert done.returncode == 0, done.stderr[-2000:]
     (folder,) = tmp_path.glob("train-*")
     run = records.read_run(folder)

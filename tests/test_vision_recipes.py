@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +19,6 @@ from gpg_repro.recipe import load_recipe
 from gpg_repro.train import _Recorder, base_model, processor_of, train, training_rows
 from gpg_repro.trainer import RestoredWeights
 
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def smoke(name: str, *overrides: str):
@@ -145,15 +142,11 @@ def test_an_unreadable_training_image_stops_the_run_before_it_starts(monkeypatch
         training_rows(recipe, "unused")
 
 
-@pytest.mark.slow
-def test_two_processes_train_on_pictures_with_resampling(tmp_path):
-    """The released loop (R2, threshold 0.4) as a recipe, launched by torchrun; a hang ends in the time limit."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "gpg_repro", "train", "table6_cars196_gpg_r2", "scale=smoke", "max_draws=3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--root", str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.parametrize("launch", processes.LAUNCHERS)
+def test_two_processes_train_on_pictures_with_resampling(launch, tmp_path):
+    """The released loop (R2, threshold 0.4) as a recipe on two processes; a hang ends in the time limit."""
+    command = ["-m", "gpg_repro", "train", "table6_cars196_gpg_r2", "scale=smoke", "max_draws=3"]
+    done = launch(2, *command, "--root", str(tmp_path), folder=tmp_path / "printed")
     assert done.returncode == 0, done.stderr[-2000:]
     (folder,) = tmp_path.glob("train-*")
     assert records.read_run(folder).environment["num_processes"] == 2
