@@ -52,7 +52,7 @@ endif
 
 # --- Set-up ----------------------------------------------------------------------------------------------------------
 
-.PHONY: help install venv test test-verl test-newest fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
+.PHONY: help install venv test test-quick test-long test-all test-fuzz test-torture test-verl test-newest fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
   bench lock clean FORCE
 
 help:
@@ -129,14 +129,39 @@ lint: venv ## check style, and that notebooks hold no outputs
 	$(PY) -m ruff format --check .
 	$(if $(wildcard notebooks/*.ipynb),$(PY) -m nbstripout --verify $(sort $(wildcard notebooks/*.ipynb)))
 
-test: export HF_HUB_OFFLINE = 1
-# Two processes; what fails beside others (deadlines on a busy machine) must pass alone, and the log shows both.
-test: lint ## everything: style, tests, and each notebook at smoke scale
-	$(PY) -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile \
+# Three tiers (tests/tiers.py), each on two processes. What fails beside others (deadlines on a busy machine) must pass
+# alone, and the log shows both.
+test test-quick test-long: export HF_HUB_OFFLINE = 1
+test test-quick test-long: export OMP_NUM_THREADS = 1
+define run_tier
+	$(PY) -m pytest --tier $1 --numprocesses 2 --dist loadfile --durations 20 $(ARGS) \
 	  || $(PY) -m pytest --last-failed --last-failed-no-failures none
+endef
+
+test-quick: venv ## what to run while editing: no engine, no torchrun, no notebook (two minutes)
+	$(PY) -m pytest --tier quick --numprocesses 2 --dist loadfile --durations 5 $(ARGS)
+
+test: lint ## everything a change can break: style, engines, a server, two processes, each notebook at smoke scale
+	$(call run_tier,full)
 	$(PY) -m gpg_repro.notebooks prepare --scale smoke --out build/notebooks
-	$(PY) -m pytest --nbval-lax --nbval-current-env build/notebooks
-	@$(MAKE) test-verl
+	PYTHONPATH=tests $(PY) -m pytest -p notebook_kernels --numprocesses 2 --dist loadgroup --durations 20 \
+	  --nbval-lax --nbval-current-env build/notebooks
+
+test-long: venv ## the tests that `make test` leaves out: whole matrices, the real benchmark files, short fuzz and torture
+	$(call run_tier,long)
+
+test-all: ## all tiers, verl, and a shortened fuzz and torture
+	@$(MAKE) test
+	@$(MAKE) $(BEYOND_TEST)
+
+# What `make test-all` has beside `make test`; .ci/run takes them in this order while there is time.
+BEYOND_TEST = test-long test-verl test-fuzz test-torture
+
+test-fuzz: ARGS = --inputs 20000
+test-fuzz: fuzz
+
+test-torture: ARGS = --short --kills 5
+test-torture: torture
 
 # verl lies beside .venv, where its own tests alone see it. The stamp comes last: a fetch that was cut short starts anew.
 VERL = build/verl/complete

@@ -12,6 +12,15 @@ pytest_plugins = ["tiers"]
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores; torch reads it when it is imported
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_graders():
+    """The process that grading workers are forked from, with lighteval's twelve seconds of imports, lasts."""
+    from eval_harness.graders import nursery
+
+    nursery.LINGER_SECONDS = 3600.0
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,3 +87,22 @@ def grading_pool():
     from eval_harness.graders.pool import shared_pool
 
     return shared_pool()
+
+
+@pytest.fixture(scope="session")
+def kept_engines():
+    """Real engines, each started once in a session, for tests that need one but not one of their own."""
+    from kept_engines import KeptEngines
+
+    engines = KeptEngines()
+    yield engines
+    engines.close()
+
+
+@pytest.fixture
+def any_engine(kept_engines, monkeypatch):
+    """Evaluations of this test take a kept engine."""
+    from eval_harness import runner
+
+    monkeypatch.setattr(runner, "EngineProcess", kept_engines)
+    return kept_engines

@@ -24,8 +24,11 @@ class EngineHere:
         pass
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Complete the requests, batch by batch."""
+        """Complete the requests, batch by batch; what can never be served has an error, as in the engine's process."""
         for request in requests:
-            self._backend.add(request)
+            try:
+                self._backend.add(request)
+            except ValueError as error:
+                yield Result(request.key, error=str(error))
         while self._backend.has_unfinished():
             yield from self._backend.step()

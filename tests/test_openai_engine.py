@@ -26,7 +26,7 @@ from test_vision_engines import as_text, dots, drawing, registered, rows  # noqa
 
 from eval_harness import records
 from eval_harness.__main__ import main
-from eval_harness.engines import EngineError, EngineProcess, EngineSettings, Request, Sampling
+from eval_harness.engines import EngineError, EngineSettings, Request, Sampling
 from eval_harness.engines import openai as engine_module
 from eval_harness.engines.openai import OpenAIEngine, server_of
 from eval_harness.errors import UserError
@@ -520,16 +520,24 @@ class Served:
         self.process.wait()
 
 
+OVERRIDES = Overrides(samples=2, temperature=1.0, max_new_tokens=48)
+
+
+def evaluate_at(url: str, out: Path) -> Path:
+    """200 sampled completions from the server at a URL."""
+    options = dict(engine="openai", overrides=OVERRIDES, progress=False, concurrency=4)
+    return evaluate("tiny", ["tiny_sums"], base_url=url, out=out, **options)
+
+
 @needs_vllm
-@pytest.mark.vllm
-@pytest.mark.slow
-def test_a_real_vllm_server(random_checkpoint, tmp_path):
-    """Equal completions, a whole evaluation, a server killed under way, and its successor on another port."""
+@pytest.mark.full("a real vLLM server")
+def test_a_real_vllm_server(random_checkpoint, tmp_path, kept_engines):
+    """Completions equal to those of the engine here, and a whole evaluation."""
     prompts = [request(f"g{i}", f"{i}+{3 * i}=?", temperature=0.0, top_p=1.0) for i in range(8)]
     prompts += [request(f"s{i}", f"{i}+{3 * i}=?", samples=3, seed=70 + i, temperature=1.0) for i in range(4)]
     prompts += [request("plain", "12+30", temperature=0.0, form="concatenate"), request("long", "9" * 8300)]
     prompts += [request("all", "1+2=?", max_new_tokens=32768, temperature=1.0)]
-    with EngineProcess("vllm", EngineSettings(str(random_checkpoint)), tmp_path / "vllm.log") as local:
+    with kept_engines("vllm", EngineSettings(str(random_checkpoint)), tmp_path / "vllm.log") as local:
         expected = {r.key: r for r in local.generate(p for p in prompts if p.key != "long")}
     served = Served(random_checkpoint, tmp_path / "serve.log")
     try:
@@ -543,31 +551,39 @@ def test_a_real_vllm_server(random_checkpoint, tmp_path):
         total = results["all"].num_prompt_tokens + results["all"].completions[0].num_tokens
         assert total <= 8192 and results["s0"].completions[0] != results["s0"].completions[1]
 
-        overrides = Overrides(samples=2, temperature=1.0, max_new_tokens=48)
-        options = dict(engine="openai", overrides=overrides, progress=False, concurrency=4)
-        whole = evaluate("tiny", ["tiny_sums"], base_url=served.url, out=tmp_path / "whole", **options)
+        whole = evaluate_at(served.url, tmp_path / "whole")
         result = records.read_run(whole).benchmarks["tiny_sums"]
         assert (result.asked, result.scored, result.failed) == (200, 200, 0) and result.mean_completion_tokens > 1
+    finally:
+        served.kill()
 
-        def kill_under_way() -> None:
-            path = tmp_path / "killed" / "samples" / "tiny_sums.jsonl"
-            while not (path.exists() and path.stat().st_size > 2000):
-                time.sleep(0.002)
-            served.kill()
 
+@needs_vllm
+@pytest.mark.long("two more starts of a real vLLM server")
+def test_a_real_server_killed_under_way_and_its_successor(random_checkpoint, tmp_path):
+    """What was kept is not asked again, and the end is that of an undisturbed run."""
+    served = Served(random_checkpoint, tmp_path / "serve.log")
+    path = tmp_path / "killed" / "samples" / "tiny_sums.jsonl"
+
+    def kill_under_way() -> None:
+        while not (path.exists() and path.stat().st_size > 2000):
+            time.sleep(0.002)
+        served.kill()
+
+    try:
+        whole = evaluate_at(served.url, tmp_path / "whole")
         killer = threading.Thread(target=kill_under_way, daemon=True)
         killer.start()
         with pytest.raises(EngineError, match="did not answer"):
-            evaluate("tiny", ["tiny_sums"], base_url=served.url, out=tmp_path / "killed", **options)
+            evaluate_at(served.url, tmp_path / "killed")
         killer.join()
     finally:
         served.kill()
-    path = tmp_path / "killed" / "samples" / "tiny_sums.jsonl"
     kept = path.read_bytes()
     assert 0 < kept.count(b"\n") < 200
     successor = Served(random_checkpoint, tmp_path / "serve2.log")
     try:
-        evaluate("tiny", ["tiny_sums"], base_url=successor.url, out=tmp_path / "killed", **options)
+        evaluate_at(successor.url, tmp_path / "killed")
     finally:
         successor.kill()
     assert path.read_bytes().startswith(kept)

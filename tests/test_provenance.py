@@ -403,7 +403,7 @@ def test_deterministic_completions_do_not_depend_on_company(random_checkpoint, q
 
 
 @needs_vllm
-@pytest.mark.vllm
+@pytest.mark.full("a real vLLM engine")
 def test_deterministic_vllm_where_there_are_no_such_kernels(random_checkpoint, tmp_path):
     greedy = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=24, samples=1, seed=5)
     asked = [Request(str(i), [{"role": "user", "content": f"{i}+{7 * i}=?"}], greedy) for i in range(20)]

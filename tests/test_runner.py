@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from engine_here import EngineHere
 
-from eval_harness import records
+from eval_harness import records, runner
 from eval_harness.__main__ import main
 from eval_harness.engines import EngineError, EngineProcess, EngineSettings, Request, Sampling
 from eval_harness.errors import UserError
@@ -25,7 +27,9 @@ from eval_harness.runner import Overrides, evaluate, verify
 ROOT = Path(__file__).resolve().parent.parent
 FIVE = ["aime24", "math500", "amc23", "minerva", "olympiadbench"]
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
-ENGINES = ["transformers", pytest.param("vllm", marks=[needs_vllm, pytest.mark.vllm])]
+VLLM = pytest.mark.full("a real vLLM engine")
+ENGINE = pytest.mark.full("an engine in a process of its own")
+ENGINES = [pytest.param("transformers", marks=ENGINE), pytest.param("vllm", marks=[needs_vllm, VLLM])]
 
 
 def _lines(folder: Path) -> dict[str, list[str]]:
@@ -37,8 +41,8 @@ def _lines(folder: Path) -> dict[str, list[str]]:
 
 
 @needs_vllm
-@pytest.mark.vllm
-def test_the_five_real_benchmarks_through_vllm(random_checkpoint, data_root, tmp_path):
+@VLLM
+def test_the_five_real_benchmarks_through_vllm(random_checkpoint, data_root, tmp_path, any_engine):
     """Longest questions included: the checkpoint's context takes any of them."""
     out = evaluate(
         str(random_checkpoint), FIVE, engine="vllm", data_root=data_root, limit=6, out=tmp_path / "run",
@@ -64,19 +68,20 @@ def test_the_five_real_benchmarks_through_vllm(random_checkpoint, data_root, tmp
 
 
 @needs_vllm
-@pytest.mark.vllm
-def test_prompts_beyond_the_context_fail_alone(random_checkpoint, tmp_path):
+@VLLM
+def test_prompts_beyond_the_context_fail_alone(random_checkpoint, tmp_path, kept_engines):
     """Far beyond it, and by little: vLLM refuses the two in different ways."""
     greedy = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=12, samples=1, seed=5)
     asked = [Request(str(n), [{"role": "user", "content": "y" * n}], greedy) for n in (9000, 8300, 30)]
-    with EngineProcess("vllm", EngineSettings(str(random_checkpoint)), tmp_path / "log") as engine:
+    with kept_engines("vllm", EngineSettings(str(random_checkpoint)), tmp_path / "log") as engine:
         results = {r.key: r for r in engine.generate(asked)}
     for key in ("9000", "8300"):
         assert "context" in results[key].error and not results[key].completions
     assert results["30"].error is None and len(results["30"].completions) == 1
 
 
-def test_the_same_request_gives_the_same_completion_in_any_company(random_checkpoint, tmp_path):
+@ENGINE
+def test_the_same_request_gives_the_same_completion_in_any_company(random_checkpoint, tmp_path, kept_engines):
     """transformers: a sample depends on its own seed, not on its batch; greedy agrees with plain generate."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -84,8 +89,8 @@ def test_the_same_request_gives_the_same_completion_in_any_company(random_checkp
     greedy = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=12, samples=1, seed=5)
     ask = [{"role": "user", "content": "12+30=?"}]
     others = [Request(f"o{i}", [{"role": "user", "content": "x" * (3 + 7 * i)}], sampled) for i in range(5)]
-    with EngineProcess("transformers", EngineSettings(str(random_checkpoint)), tmp_path / "log") as engine:
-        alone = next(iter(engine.generate([Request("a", ask, sampled)])))
+    with kept_engines("transformers", EngineSettings(str(random_checkpoint)), tmp_path / "log") as engine:
+        (alone,) = engine.generate([Request("a", ask, sampled)])
         company = {r.key: r for r in engine.generate([*others, Request("a", ask, sampled)])}
         (greedy_result,) = engine.generate([Request("g", ask, greedy)])
         (too_long,) = engine.generate([Request("l", [{"role": "user", "content": "y" * 9000}], greedy)])
@@ -158,9 +163,10 @@ def _command(model: Path, engine: str, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_killed_and_restarted_equals_undisturbed(engine, random_checkpoint, tmp_path):
+def test_killed_and_restarted_equals_undisturbed(engine, random_checkpoint, tmp_path, any_engine, capsys):
+    """One process is killed; the runs before and after it take a kept engine."""
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    subprocess.run(_command(random_checkpoint, engine, undisturbed), check=True, cwd=ROOT, capture_output=True)
+    assert main(_command(random_checkpoint, engine, undisturbed)[3:]) == 0
     process = subprocess.Popen(
         _command(random_checkpoint, engine, disturbed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -179,21 +185,17 @@ def test_killed_and_restarted_equals_undisturbed(engine, random_checkpoint, tmp_
     assert 0 < done < 400
     with open(samples, "ab") as file:  # and a torn line on top, as a kill inside a write leaves it
         file.write(b'{"item_id": "9')
-    again = subprocess.run(_command(random_checkpoint, engine, disturbed), cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    assert main(_command(random_checkpoint, engine, disturbed)[3:]) == 0, capsys.readouterr().err
     assert _lines(disturbed) == _lines(undisturbed)
     first, second = records.read_run(undisturbed), records.read_run(disturbed)
     assert first.benchmarks == second.benchmarks and first.fingerprint == second.fingerprint
     finished = (disturbed / "run.json").read_bytes()
-    subprocess.run(
-        _command(random_checkpoint, engine, disturbed), check=True, cwd=ROOT, capture_output=True, timeout=60
-    )
+    assert main(_command(random_checkpoint, engine, disturbed)[3:]) == 0
     assert (disturbed / "run.json").read_bytes() == finished  # a finished run is only read
 
 
-def test_a_dead_engine_is_reported_and_what_was_done_stays(random_checkpoint, tmp_path, monkeypatch):
-    from eval_harness import runner
-
+@ENGINE
+def test_a_dead_engine_is_reported_and_what_was_done_stays(random_checkpoint, tmp_path, monkeypatch, kept_engines):
     real = runner.EngineProcess.generate
 
     def dies_in_its_second_batch(self, requests):
@@ -209,13 +211,15 @@ def test_a_dead_engine_is_reported_and_what_was_done_stays(random_checkpoint, tm
         evaluate(str(random_checkpoint), ["tiny_sums", "tiny_chains"], **options)
     kept = sum(map(len, _lines(tmp_path / "run").values()))
     assert kept >= 10 and records.read_run(tmp_path / "run").status == "running"
-    monkeypatch.setattr(runner.EngineProcess, "generate", real)
+    monkeypatch.setattr(runner, "EngineProcess", kept_engines)
+    monkeypatch.setattr(EngineProcess, "generate", real)
     evaluate(str(random_checkpoint), ["tiny_sums", "tiny_chains"], **options)
     assert sum(map(len, _lines(tmp_path / "run").values())) == 400
 
 
-def test_failed_items_stay_in_the_denominator(random_checkpoint, tmp_path):
+def test_failed_items_stay_in_the_denominator(random_checkpoint, tmp_path, monkeypatch):
     """A context too short for some questions: they fail, are counted, and count as wrong."""
+    monkeypatch.setattr(runner, "EngineProcess", EngineHere)
     out = evaluate(
         str(random_checkpoint), ["tiny_chains"], engine="transformers", out=tmp_path / "run", max_model_len=34,
         overrides=Overrides(max_new_tokens=2), progress=False,
@@ -250,8 +254,6 @@ def test_refusals_before_any_work(random_checkpoint, data_root, tmp_path, capsys
 
 
 def test_unreadable_checkpoints_are_named(random_checkpoint, tmp_path):
-    import shutil
-
     from eval_harness.models import check_model
 
     for damage, message in (
@@ -271,9 +273,8 @@ def test_unreadable_checkpoints_are_named(random_checkpoint, tmp_path):
             check_model(str(copy))
 
 
-def test_a_model_without_chat_template_says_so(random_checkpoint, tmp_path):
-    import shutil
-
+def test_a_model_without_chat_template_says_so(random_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "EngineProcess", EngineHere)
     copy = tmp_path / "no-template"
     shutil.copytree(random_checkpoint, copy)
     (copy / "chat_template.jinja").unlink(missing_ok=True)
@@ -288,7 +289,8 @@ def test_a_model_without_chat_template_says_so(random_checkpoint, tmp_path):
     assert records.read_run(out).benchmarks["tiny_sums"].scored == 2
 
 
-def test_a_folder_with_another_run_is_left_alone(random_checkpoint, tmp_path):
+@ENGINE
+def test_a_folder_with_another_run_is_left_alone(random_checkpoint, tmp_path, any_engine):
     options = dict(engine="transformers", limit=2, out=tmp_path / "run", progress=False)
     evaluate(str(random_checkpoint), ["tiny_sums"], overrides=Overrides(max_new_tokens=4), **options)
     before = (tmp_path / "run" / "run.json").read_bytes()
@@ -339,7 +341,8 @@ def test_list_names_every_benchmark(capsys):
     assert all(name in out for name in FIVE) and "675" in out and "HuggingFaceH4/MATH-500@6e4ed1a2[test]" in out
 
 
-def test_verify_sees_a_forged_mark(random_checkpoint, tmp_path, capsys):
+@ENGINE
+def test_verify_sees_a_forged_mark(random_checkpoint, tmp_path, capsys, any_engine):
     out = evaluate(
         str(random_checkpoint), ["tiny_sums"], engine="transformers", limit=5, out=tmp_path / "run", progress=False,
         overrides=Overrides(max_new_tokens=4),

@@ -21,7 +21,9 @@ from eval_harness.runner import Overrides, evaluate, verify
 from eval_harness.sources import Generated, Local
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
-ENGINES = ["transformers", pytest.param("vllm", marks=[needs_vllm, pytest.mark.vllm])]
+VLLM = pytest.mark.full("a real vLLM engine")
+ENGINE = pytest.mark.full("an engine in a process of its own")
+ENGINES = [pytest.param("transformers", marks=ENGINE), pytest.param("vllm", marks=[needs_vllm, VLLM])]
 NUM_ITEMS = 6
 
 
@@ -107,13 +109,13 @@ def as_text(data: bytes) -> str:
 
 
 @needs_vllm
-@pytest.mark.vllm
-def test_the_engines_agree_on_pictures(vision_checkpoint, tmp_path):
+@VLLM
+def test_the_engines_agree_on_pictures(vision_checkpoint, tmp_path, kept_engines):
     answers, tokens = {}, {}
     wanted = requests() + [Request("c" + r.key, r.messages, r.sampling, r.images, "concatenate") for r in requests()]
     plain = Request("text", [{"role": "user", "content": "Hello"}], requests()[0].sampling)
     for engine in ("transformers", "vllm"):
-        with EngineProcess(engine, EngineSettings(str(vision_checkpoint)), tmp_path / f"{engine}.log") as process:
+        with kept_engines(engine, EngineSettings(str(vision_checkpoint)), tmp_path / f"{engine}.log") as process:
             results = {r.key: r for r in process.generate([*wanted, plain])}
             assert process.description["images"]["max_pixels"] == 401408
         assert all(r.error is None for r in results.values()), results
@@ -148,7 +150,9 @@ def test_pixel_bounds_and_bad_pictures(engine, vision_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_with_images_has_groups_and_survives_bad_ones(engine, registered, vision_checkpoint, tmp_path):
+def test_a_run_with_images_has_groups_and_survives_bad_ones(
+    engine, registered, vision_checkpoint, tmp_path, any_engine
+):
     folder = tmp_path / "images" / "dots"
     folder.mkdir(parents=True)
     for i in range(NUM_ITEMS):
@@ -170,7 +174,8 @@ def test_a_run_with_images_has_groups_and_survives_bad_ones(engine, registered, 
     assert verify(run)["dots"]["reproduced"]
 
 
-def test_the_limit_counts_per_group(registered, vision_checkpoint, tmp_path):
+@ENGINE
+def test_the_limit_counts_per_group(registered, vision_checkpoint, tmp_path, any_engine):
     registered(dots(Generated("dots", rows, lambda row: drawing(int(row["image"][0])))))
     run = evaluate(
         str(vision_checkpoint), ["dots"], engine="transformers", limit=2, out=tmp_path / "run", progress=False
@@ -232,7 +237,8 @@ def test_what_is_wrong_with_the_whole_stops_before_the_engine(
     assert not (tmp_path / "a").exists()
 
 
-def test_the_pixel_bounds_are_part_of_what_a_run_is(registered, vision_checkpoint, tmp_path):
+@ENGINE
+def test_the_pixel_bounds_are_part_of_what_a_run_is(registered, vision_checkpoint, tmp_path, any_engine):
     registered(dots(Generated("dots", rows, lambda row: drawing(int(row["image"][0])))))
     arguments = dict(engine="transformers", limit=1, out=tmp_path / "run", progress=False, overrides=Overrides())
     evaluate(str(vision_checkpoint), ["dots"], **arguments)

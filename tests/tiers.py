@@ -1,4 +1,4 @@
-"""The three tiers of the suite: ``--tier quick``, ``full`` (with quick) and ``all``.
+"""The three tiers of the suite: ``--tier quick``, ``full`` (with quick), ``long`` (alone) and ``all``.
 
 A test is in the tier that its nearest marker names. ``full`` and ``long`` give the reason; a test without one is quick:
 
@@ -11,12 +11,12 @@ from __future__ import annotations
 import pytest
 
 TIERS = ("quick", "full", "long")
-CHOICES = {"quick": TIERS[:1], "full": TIERS[:2], "all": TIERS}
+CHOICES = {"quick": TIERS[:1], "full": TIERS[:2], "long": TIERS[2:], "all": TIERS}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--tier", choices=CHOICES, default="all", help="how much to run: quick, full (with quick), or all (default)"
+        "--tier", choices=CHOICES, default="all", help="quick, full (with quick), long (alone) or all (default)"
     )
 
 

@@ -12,12 +12,12 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
 _STARTING = threading.Lock()
@@ -25,28 +25,26 @@ _PRELOADED = "gpg_repro.site.preloaded"
 _INLINE = "module://matplotlib_inline.backend_inline"
 
 
-def forked_kernels(environment: Mapping[str, str], log: Path) -> type[AsyncKernelManager]:
+def forked_kernels(
+    environment: Mapping[str, str], log: Path, base: type[KernelManager] = AsyncKernelManager
+) -> type[KernelManager]:
     """A class of kernel managers for one notebook.
 
     Args:
         environment: variables of the kernel, on top of this process's.
         log: file for what the kernel itself prints.
+        base: jupyter's class to extend.
     """
 
-    class Manager(_Manager):
+    class Manager(base):
         extra_environment, kernel_log = dict(environment), log
 
+        async def _async_pre_start_kernel(self, **options):
+            if self.provisioner is None:
+                self.provisioner = _Forked(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+            return await super()._async_pre_start_kernel(**options)
+
     return Manager
-
-
-class _Manager(AsyncKernelManager):
-    extra_environment: dict[str, str]
-    kernel_log: Path
-
-    async def _async_pre_start_kernel(self, **options):
-        if self.provisioner is None:
-            self.provisioner = _Forked(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
-        return await super()._async_pre_start_kernel(**options)
 
 
 class _Forked(LocalProvisioner):
@@ -65,14 +63,15 @@ class _Forked(LocalProvisioner):
         return self.connection_info
 
 
-def start_server(environment: Mapping[str, str]) -> None:
+def start_server(environment: Mapping[str, str], preload: Sequence[str] = ()) -> None:
     """Start the process kernels are forked from unless it runs; it imports on its own, and the first kernel waits.
 
     Args:
         environment: of a kernel; its ``OMP_NUM_THREADS`` is read by libraries when they are imported.
+        preload: modules to import beside those of :mod:`gpg_repro.site.preloaded`.
     """
     with _STARTING:  # kernels start from several threads, and the environment is everybody's
-        multiprocessing.get_context("forkserver").set_forkserver_preload([_PRELOADED])
+        multiprocessing.get_context("forkserver").set_forkserver_preload([_PRELOADED, *preload])
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
         try:
