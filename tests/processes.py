@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -24,6 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from eval_harness.graders import nursery
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -43,8 +46,8 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, **ALONE, "PYTHONPATH": paths, **(changes or {})}
 
 
-def torchrun(processes: int, *arguments: str, folder: Path, timeout: float = 600) -> subprocess.CompletedProcess:
-    """The real one, to be called as ``launch`` is; ``folder`` is not needed."""
+def torchrun(processes: int, *arguments: str, timeout: float = 600, **unused) -> subprocess.CompletedProcess:
+    """The real one, to be called as ``launch`` is."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
         [*command, *arguments], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=timeout
@@ -57,6 +60,7 @@ def launch(
     folder: Path,
     timeout: float = 600,
     changes: Mapping[str, str] | None = None,
+    grades: bool = False,
 ) -> subprocess.CompletedProcess:
     """The same by forks; the first process that fails ends the others.
 
@@ -66,6 +70,7 @@ def launch(
         folder: where what they print is kept.
         timeout: seconds until all are killed.
         changes: further variables of theirs.
+        grades: they grade completions, so what grading imports is there, too.
 
     Returns:
         The status of the first that failed, else 0, and what all of them printed.
@@ -92,7 +97,8 @@ def launch(
     out, err = folder / "stdout.txt", folder / "stderr.txt"
     for file in (out, err):
         file.write_bytes(b"")
-    request = {"arguments": arguments, "variables": variables, "processes": processes, "out": str(out), "err": str(err)}
+    request = {"arguments": arguments, "variables": variables, "processes": processes, "grades": grades}
+    request |= {"out": str(out), "err": str(err)}
     _server.stdin.write(json.dumps(request).encode() + b"\n")
     _server.stdin.flush()
     answered, _, _ = select.select([_server.stdout], [], [], timeout)
@@ -136,12 +142,17 @@ def serve() -> None:
         print(_launch(**json.loads(line)), file=answers, flush=True)
 
 
-def _launch(arguments: list[str], variables: dict[str, str], processes: int, out: str, err: str) -> int:
+def _launch(arguments: list[str], variables: dict[str, str], processes: int, grades: bool, out: str, err: str) -> int:
+    if grades:
+        for name in nursery.PRELOAD:
+            importlib.import_module(name)
+        logging.disable(logging.NOTSET)  # what the import did
+        gc.freeze()
     running = {}
     for rank in range(processes):
         pid = os.fork()
         if not pid:
-            _become(arguments, variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, out, err)
+            _become(arguments, variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, grades, out, err)
         running[pid] = rank
     failed = 0
     while running:
@@ -154,7 +165,41 @@ def _launch(arguments: list[str], variables: dict[str, str], processes: int, out
     return failed
 
 
-def _become(arguments: list[str], variables: dict[str, str], out: str, err: str) -> None:
+class _Nursery(nursery._Nursery):
+    """Where a process's grading workers come from, as another fork."""
+
+    def __init__(self):
+        self._control, theirs = socket.socketpair()
+        pid = os.fork()
+        if not pid:
+            self._control.close()
+            nursery.run(theirs.detach(), nursery.PRELOAD, linger=3600.0)
+            os._exit(0)
+        theirs.close()
+        self.process = _Process(pid)
+
+
+class _Process:
+    """A child in the shape of ``subprocess.Popen``, as far as the nursery's user looks."""
+
+    returncode: int | None = None
+
+    def __init__(self, pid: int):
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        if self.returncode is None and os.waitpid(self.pid, os.WNOHANG)[0]:
+            self.returncode = 0
+        return self.returncode
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            os.waitpid(self.pid, 0)
+            self.returncode = 0
+        return self.returncode
+
+
+def _become(arguments: list[str], variables: dict[str, str], grades: bool, out: str, err: str) -> None:
     """Run the program as `python` would; does not return."""
     status = 1
     try:
@@ -163,6 +208,8 @@ def _become(arguments: list[str], variables: dict[str, str], out: str, err: str)
         os.environ.clear()
         os.environ.update(variables)
         os.chdir(ROOT)
+        if grades:
+            nursery._nursery = _Nursery()  # before there is any thread
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

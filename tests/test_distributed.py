@@ -413,7 +413,7 @@ def forked_launch(strategy: str, runs: Path, *arguments: str) -> int:
     changes = prepare_multi_gpu_env(_validate_launch_command(words)[0])
     changes = {name: value for name, value in changes.items() if os.environ.get(name) != value}
     script = str(ROOT / "tests" / "launched.py")
-    done = processes.launch(2, script, str(runs), *arguments, folder=runs / "printed", changes=changes)
+    done = processes.launch(2, script, str(runs), *arguments, folder=runs / "printed", changes=changes, grades=True)
     (runs / f"log{len(arguments)}.txt").write_text(done.stderr)
     return done.returncode
 
