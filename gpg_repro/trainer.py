@@ -45,9 +45,12 @@ Departures from TRL 1.16's GRPOTrainer
     the authors' code, send it once per completion. The gradient is the same up to rounding.
 18. `reward_std` is the mean over groups of the within-group standard deviation, as in the released code; TRL logs the
     standard deviation over all rewards under that name. With several draws, metrics of sampling are the first draw's.
+19. `eval_loss` is the loss of the evaluation set as one batch, alpha included; TRL's is a mean over processes and
+    batches, which depends on both.
 
-Collectives beside TRL's: one gather of lengths per draw, one reduction of logged sums per step, and, when
-processes hold unequal numbers of rows to train on, one exchange of the surplus rows.
+Collectives beside TRL's: one gather of lengths per draw, one reduction of logged sums per step (or evaluation batch),
+one gather of row sums per evaluation batch, and, when processes hold unequal numbers of rows to train on, one exchange
+of the surplus rows.
 """
 
 import json
@@ -70,6 +73,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, Sampler
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import has_length
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head, get_config_model_id
 
@@ -635,6 +639,10 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         self._passes: list[dict[str, Any] | None] = []  # one entry per accumulation step; None: nothing to do
         # Sums over the passes of one optimiser step, reduced over processes at its end by `_log_token_means`.
         self._token_sums: Tensor | None = None
+        # Of the evaluation in progress, batch by batch: its rows over all processes, and [N, 2] sums of their tokens'
+        # -log pi and KL.
+        self._evaluated: list[_Draw] = []
+        self._evaluated_sums: list[Tensor] = []
         self._sharing_told: set[bool] = set()  # outcomes of "auto" the log has named
         self._cannot_share = self._sharing_refused()
         if self._cannot_share and args.share_prompt != "off":
@@ -749,11 +757,33 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         if self.model.training:  # `_sample_step` logs and weighs once all draws are made
             return GRPOTrainer._generate_and_score_completions(self, inputs)
         batch = super()._generate_and_score_completions(inputs)
-        draw = self._as_draw(batch, self.num_generations_eval)
-        _, weights, kl_weights = self._weigh(draw.rewards, draw.scored, draw.lengths, self.num_generations_eval)
-        start = self.accelerator.process_index * len(batch["completion_ids"])
-        local = slice(start, start + len(batch["completion_ids"]))
-        return {**batch, "loss_weights": weights[local], "kl_weights": kl_weights[local]}
+        self._evaluated.append(self._as_draw(batch, self.num_generations_eval))
+        ones = torch.ones(len(batch["completion_ids"]))  # `evaluation_loop` weighs the rows of the whole set
+        return {**batch, "loss_weights": ones, "kl_weights": ones}
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        """TRL's, with the loss of the whole set as one batch, whatever the processes and the evaluation batch size.
+
+        TRL's is a mean over processes and batches, in which rows that only fill up the last batch count too.
+        """
+        self._evaluated, self._evaluated_sums = [], []
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        num_rows = len(dataloader.dataset) * self.num_generations_eval if has_length(dataloader.dataset) else None
+        if self._evaluated:
+            output.metrics[f"{metric_key_prefix}_loss"] = self._evaluated_loss(num_rows)
+        return output
+
+    def _evaluated_loss(self, num_rows: int | None) -> float:
+        """Loss of the first `num_rows` rows evaluated; None for all of them."""
+        rewards, scored, lengths = (
+            torch.cat([getattr(draw, name) for draw in self._evaluated])[:num_rows]
+            for name in ("rewards", "scored", "lengths")
+        )
+        policy, kl = torch.cat(self._evaluated_sums)[:num_rows].T
+        _, weights, kl_weights = self._weigh(
+            rewards, scored, lengths, self.num_generations_eval, micro_batch_size=len(rewards)
+        )
+        return (weights @ policy + self.beta * kl_weights @ kl).item()
 
     def _sample_step(self) -> list[dict[str, Any] | None]:
         """Algorithm 1 up to the loss: draw until enough groups are valid, weigh, and pack what carries a gradient."""
@@ -917,7 +947,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         scored: Tensor,
         lengths: Tensor,
         num_generations: int,
-        micro_batch_size: int | None = None,
+        micro_batch_size: int,
         num_valid_drawn: int | None = None,
     ) -> tuple[float, Tensor, Tensor]:
         """alpha, and for each of the [N] completions of the whole batch its weights in the loss and in the KL term."""
@@ -926,8 +956,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         alpha = self._alpha_applied(num_groups, num_valid, num_valid if num_valid_drawn is None else num_valid_drawn)
         rewards = rewards.double()
         advantages = group_advantages(rewards, num_generations, self.args.f_norm, scored=scored)
-        share = micro_batch_size or len(rewards) // self.accelerator.num_processes
-        layout = {"micro_batch_size": share, "scored": scored}
+        layout = {"micro_batch_size": micro_batch_size, "scored": scored}
         settings = (lengths, num_generations, self.args.normalization)
         weights = completion_weights(advantages, *settings, alpha, **layout)
         # alpha corrects for groups whose gradient is zero, which that of the KL term is not; released code scales both.
@@ -982,17 +1011,23 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
                 **{key: inputs.get(key) for key in MODEL_INPUT_KEYS},
             )
         mask = _loss_mask(inputs)
-        loss = -(logps * mask * _column(inputs["loss_weights"], logps)).sum()
+        terms = -logps * mask * _column(inputs["loss_weights"], logps)
+        kl_terms = torch.zeros_like(terms)
+        loss = terms.sum()
         counted = mask * _column(inputs["kl_weights"] != 0, mask)  # all but the rows that only keep processes in step
         sums = {"entropy": (entropies, counted), "tokens/trained": (torch.ones_like(logps), counted)}
         if "ref_per_token_logps" in inputs:
             kl = kl_k3(logps, inputs["ref_per_token_logps"])
-            loss = loss + self.beta * (kl * mask * _column(inputs["kl_weights"], logps)).sum()
+            kl_terms = kl * mask * _column(inputs["kl_weights"], logps)
+            loss = loss + self.beta * kl_terms.sum()
             sums["kl"] = (kl, counted)
         if "sampling_per_token_logps" in inputs:  # engine and trainer disagree a little; NaN where the engine gave none
             gap = (logps.detach() - inputs["sampling_per_token_logps"]).abs()
             sums["sampling/sampling_logp_difference/mean"] = (gap.nan_to_num(), counted * ~gap.isnan())
         self._log_token_means(sums)
+        if not self.model.training:
+            row_sums = torch.stack([terms.detach().sum(dim=1), kl_terms.detach().sum(dim=1)], dim=1)
+            self._evaluated_sums.append(self.accelerator.gather(row_sums).cpu().double())
         return loss
 
     def _get_shared_logps_and_entropies(self, model, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:

@@ -331,6 +331,11 @@ def test_an_average_of_printed_columns_or_of_counts_is_accepted():
     for average in (46.3, 46.6):
         (one,) = rules.check_average(row({"Average": average, **columns}), SMALL)
         assert (one.kind, one.severity, one.expected) == ("average", "contradicts", "46.5")
+    # 9/30 = 30 and 381/500 = 76.2 exactly: printed columns and counts both have the mean 53.1
+    assert not rules.check_average(row({"Average": 53.1, "A": 30.0, "C": 76.2}), SMALL)
+    for average in (53.0, 53.2):
+        (one,) = rules.check_average(row({"Average": average, "A": 30.0, "C": 76.2}), SMALL)
+        assert (one.severity, one.expected) == ("contradicts", "53.1")
 
 
 def test_an_average_with_its_digits_cut():

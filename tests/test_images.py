@@ -50,6 +50,12 @@ def test_sixteen_bit_grey_is_scaled_not_cut_off():
         assert close(pixel(encoded(grey, "TIFF")), (value // 257,) * 3, within=1)
 
 
+def test_sixteen_bit_grey_has_white_at_65535():
+    # 65280 / 257 = 254.008: white is 65535 = 255 * 257, not 255 * 256 = 65280
+    for value, expected in ((65280, 254), (65535, 255), (257 * 100, 100)):
+        assert pixel(encoded(Image.fromarray(np.full((4, 4), value, dtype=np.uint16)))) == (expected,) * 3
+
+
 def test_transparency_lies_over_white():
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     assert pixel(encoded(clear)) == (255, 255, 255)

@@ -228,6 +228,12 @@ def test_prompt_chunks_visit_every_row_once_an_epoch():
     assert chunks == list(itertools.islice(minimal.prompt_chunks(range(13), 5, seed=3), 6))
 
 
+def test_prompt_chunks_leave_nothing_out_where_sizes_divide():
+    chunks = list(itertools.islice(minimal.prompt_chunks(range(6), 3, seed=3), 4))
+    assert [sorted(chunks[i] + chunks[i + 1]) for i in (0, 2)] == [list(range(6))] * 2
+    assert sorted(next(minimal.prompt_chunks(range(3), 3, seed=0))) == [0, 1, 2]
+
+
 def test_collect_pools_the_oldest_valid_groups_first_and_pads_from_the_last_draw():
     a, b, c = groups_of(MIXED[0], WRONG, WRONG), groups_of(WRONG, MIXED[1], RIGHT), groups_of(*MIXED[:3])
     batch, drawn = minimal.collect(iter([a, b, c]).__next__, Settings(beta_th=0.6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -348,6 +349,13 @@ def test_verify_sees_a_forged_mark(random_checkpoint, tmp_path, capsys, any_engi
         overrides=Overrides(max_new_tokens=4),
     )  # fmt: skip
     assert main(["verify", str(out)]) == 0
+    stored = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    for rule in ("score", "score_strict"):
+        forged = copy.deepcopy(stored)
+        forged["benchmarks"]["tiny_sums"][rule]["mean"] += 0.125
+        records.write_json(out / "run.json", forged)
+        assert f"{rule} differs" in verify(out)["tiny_sums"]["problems"]
+    records.write_json(out / "run.json", stored)
     path = out / "samples" / "tiny_sums.jsonl"
     path.write_text(
         path.read_text(encoding="utf-8").replace('"correct": false', '"correct": true', 1), encoding="utf-8"

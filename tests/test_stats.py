@@ -87,6 +87,15 @@ def test_an_interval_of_several_samples_is_bounded_by_items_and_samples():
         assert found == mean_of_items(marks.tolist())  # arrays and lists alike
 
 
+def test_yes_or_no_marks_are_worth_no_more_than_the_samples():
+    """Item means that differ little would make 20 samples as good as 99."""
+    # item means .5 (nine) and 1: mean .55, se^2 = (9 * .0025 + .2025)/9/10 = .0025; .2475/.0025 = 99, capped at 20
+    # t(9 df) = 2.26216: z2n = .255868, centre (.55 + .127934)/1.255868 = .539813
+    # half = 2.26216/1.255868 * sqrt(.2475/20 + .255868/80) = .224785
+    found = mean_of_items([[1, 0]] * 9 + [[1, 1]])
+    assert (found.low, found.high) == (pytest.approx(0.31503, abs=1e-5), pytest.approx(0.76460, abs=1e-5))
+
+
 def test_marks_that_are_no_yes_or_no():
     """IoU: the effective number of items may exceed the items, since such marks vary less than 0/1 ones."""
     found = mean_of_items([[0.5], [0.6], [0.4], [0.5]])

@@ -15,11 +15,14 @@ import scripted
 import torch
 from datasets import Dataset
 from scripted import (
+    DIGIT_0,
+    LETTER_A,
     NUM_GENERATIONS,
     UNSCORED,
     WORDS,
     accuracy_reward,
     completion_of,
+    group_of,
     letter_accuracy,
     make_model,
     make_tokenizer,
@@ -30,7 +33,7 @@ from transformers import Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from gpg_repro.objective import age_alpha, gpg_loss, group_advantages, kl_k3, valid_groups
-from gpg_repro.trainer import GPGConfig, GPGTrainer, GRPOBaselineTrainer, group_metrics
+from gpg_repro.trainer import REQUIRED_SETTINGS, GPGConfig, GPGTrainer, GRPOBaselineTrainer, group_metrics
 
 # Rewards of 5 groups of 4: mixed, all right, all wrong, mixed, mixed. B = 5, M = 2, alpha = 5/3.
 REWARDS = ((1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 1, 1))
@@ -306,6 +309,8 @@ def two_process_worker(output_dir: Path) -> None:
         0, lambda storage: None, lambda storage, location: storage if location == "cpu:0" else None
     )
     assert_resumes_identically(output_dir, 3, layout=(2, 2), ddp_backend="gloo")
+    losses = {name: evaluated_by_hand(output_dir, 2, normalization=name, ddp_backend="gloo") for name in EVALUATED}
+    (output_dir / f"evaluated.{os.environ['RANK']}.json").write_text(json.dumps(losses))
     torch.distributed.destroy_process_group()
 
 
@@ -348,6 +353,18 @@ def test_logged_metrics_by_hand(tmp_path):
     assert log["reward"] == log["rewards/accuracy_reward"] == pytest.approx((2 + 4 + 0 + 1 + 3) / 20)
     lengths = [len(completion_of(g, k, r)) for g, rewards in enumerate(REWARDS) for k, r in enumerate(rewards)]
     assert log["completion_length"] == pytest.approx(sum(lengths) / 20)
+
+
+def test_clipped_says_whether_the_norm_is_over_the_limit(tmp_path):
+    norm = logged(train(tmp_path)[0])["grad_norm"]
+    for factor, clipped in ((0.75, 1), (1.5, 0), (0, 0)):  # a limit of 0 is none
+        log = logged(train(tmp_path, max_grad_norm=factor * norm)[0])
+        assert (log["clipped"], log["grad_norm"]) == (clipped, pytest.approx(norm))
+
+
+def test_a_row_that_only_keeps_processes_in_step_is_counted_nowhere(tmp_path):
+    log = logged(train(tmp_path, rewards=NO_SIGNAL)[0])
+    assert log["tokens/trained"] == 0 and "entropy" not in log
 
 
 def test_entropy_is_the_token_mean_over_all_micro_batches(tmp_path):
@@ -396,6 +413,12 @@ def test_easy_and_hard_follow_the_accuracy_reward_alone():
     assert (metrics["frac_easy"], metrics["frac_hard"]) == (1 / 2, 1 / 2)
 
 
+def test_a_completion_without_a_reward_is_in_no_standard_deviation():
+    # 1 and 0: sqrt(1/2); the third, unscored, would add a square of 1/4 about the mean of 1/2
+    rewards = torch.tensor([[1.0], [0.0], [math.nan]])
+    assert group_metrics(rewards, torch.ones(1), 3)["reward_std"] == pytest.approx(math.sqrt(1 / 2))
+
+
 def test_metrics_of_a_batch_without_any_reward():
     metrics = group_metrics(torch.full((4, 1), math.nan), torch.ones(1), 2)
     assert (metrics["num_groups"], metrics["alpha"], metrics["num_unscored_completions"]) == (0, 0.0, 4)
@@ -436,6 +459,77 @@ def test_evaluation_runs_with_its_own_group_size(tmp_path):
     assert math.isfinite(metrics["eval_loss"])
     trainer.num_generations_eval = 1  # one completion per prompt: no baseline, hence no signal
     assert trainer.evaluate(Dataset.from_dict({"prompt": [prompt_of(0), prompt_of(1)]}))["eval_loss"] == 0
+
+
+def uniform_model() -> Qwen2ForCausalLM:
+    """Gives every one of the 22 tokens the same probability."""
+    model = make_model()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    return model
+
+
+def evaluated_by_hand(output_dir, batch_size: int, **settings) -> float:
+    """eval_loss of three groups of two, the second without signal; completions of 3, 1 | 2, 2 | 1, 5 tokens."""
+    rewards, lengths = ((1, 0), (0, 0), (0, 1)), ((3, 1), (2, 2), (1, 5))
+
+    def rollout(prompts, trainer):
+        start = trainer.accelerator.process_index * len(prompts)
+        places = [(group_of(prompt), row % 2) for row, prompt in enumerate(prompts, start)]
+        ids = [[DIGIT_0 + rewards[g][k], *[LETTER_A] * (lengths[g][k] - 1)] for g, k in places]
+        prompt_ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
+        return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": None}
+
+    trainer, _ = train(
+        output_dir,
+        rewards=rewards,
+        layout=(2, 1),
+        model=uniform_model(),
+        rollout=rollout,
+        num_generations=2,
+        per_device_eval_batch_size=batch_size,
+        learning_rate=0.0,
+        **settings,
+    )
+    return trainer.evaluate(trainer.train_dataset)["eval_loss"]
+
+
+# -log pi of every token is log 22. Advantages 1/2, -1/2 | 0, 0 | -1/2, 1/2; token means over a group, in log 22:
+# (3 - 1)/2/4 = 1/4 | 0 | (5 - 1)/2/6 = 1/3. alpha = 3/2 makes it the mean of two groups: (1/4 + 1/3)/2 = 7/24.
+# By tokens of the whole set: 3/2 * (1 + 0 + 2)/14 = 9/28.
+EVALUATED = {"group": 7 / 24, "batch": 9 / 28, "local": 9 / 28}
+
+
+@pytest.mark.full("starts torchrun")
+def test_eval_loss_of_two_processes_is_that_of_one(two_processes):
+    # two groups on two processes, then the third beside a copy of the first that fills up the batch
+    for rank in (0, 1):
+        losses = json.loads((two_processes / f"evaluated.{rank}.json").read_text())
+        assert losses == pytest.approx({name: value * math.log(22) for name, value in EVALUATED.items()}, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 6])  # one group a batch; two and one; all
+@pytest.mark.parametrize("normalization", EVALUATED)
+def test_eval_loss_by_hand_is_that_of_the_whole_set_as_one_batch(tmp_path, normalization, batch_size):
+    loss = evaluated_by_hand(tmp_path, batch_size, normalization=normalization)
+    assert loss == pytest.approx(EVALUATED[normalization] * math.log(22), abs=1e-6)
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "r1"])
+def test_eval_loss_has_the_kl_term(tmp_path, fidelity):
+    make_model().save_pretrained(tmp_path / "initial")
+    model = Qwen2ForCausalLM.from_pretrained(tmp_path / "initial")
+    settings = {"beta": 0.5, "fidelity": fidelity, "normalization": "group", "per_device_eval_batch_size": 8}
+    trainer, _ = train(tmp_path, model=model, **settings)  # one step away from the initial model
+    metrics = trainer.evaluate(trainer.train_dataset)
+    moved = make_model()
+    moved.load_state_dict(trainer.model.state_dict())
+    with torch.no_grad():
+        (logps, mask), (ref_logps, _) = forward_logps(moved), forward_logps(make_model())
+    loss = gpg_loss(logps, group_advantages(torch.tensor(REWARDS).float().flatten(), 4), mask, 4, 5 / 3)
+    kl = kl_k3(logps, ref_logps).masked_fill(~mask, 0)
+    penalty = 0.5 * (1.0 if fidelity == "paper" else 5 / 3) * (kl.view(5, -1).sum(1) / mask.view(5, -1).sum(1)).mean()
+    assert penalty > 1e-3
+    assert metrics["eval_loss"] == pytest.approx((loss + penalty).item(), abs=1e-5)
 
 
 # Running ------------------------------------------------------------------------------------------------------------
@@ -543,6 +637,34 @@ def test_contradictory_settings_are_refused(settings, message):
         settings = settings | {"num_generations": 16, "gradient_accumulation_steps": 2}
     with pytest.raises(ValueError, match=message):
         config(**settings)
+
+
+# A value that TRL takes for each setting of its own that GPG has no use for.
+REFUSED = {
+    "loss_type": "dapo",
+    "num_iterations": 2,
+    "vllm_importance_sampling_correction": True,
+    "importance_sampling_level": "sequence",
+    "epsilon": 0.3,
+    "epsilon_high": 0.28,
+    "delta": 2.0,
+    "off_policy_mask_threshold": 0.5,
+    "multi_objective_aggregation": "normalize_then_sum",
+    "top_entropy_quantile": 0.2,
+    "entropy_coef": 0.01,
+    "use_adaptive_entropy": True,
+    "router_aux_loss_coef": 0.001,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_setting_of_trl_that_gpg_ignores_is_refused(name):
+    with pytest.raises(ValueError, match=rf"- {name}={REFUSED[name]!r}: expected .*; .*\. Remove the setting\."):
+        config(**{name: REFUSED[name]})
+
+
+def test_the_refused_settings_are_these_and_no_others():
+    assert set(REQUIRED_SETTINGS) == set(REFUSED)
 
 
 def test_all_problems_are_reported_together():

@@ -27,6 +27,12 @@ def test_a_batch_keeps_its_order_and_reads_conversations():
         sat_accuracy_reward(completions, golds[:2])
 
 
+def test_sat_pays_the_last_lone_letter():
+    completions = ["<answer>A or (B)</answer>", "<answer>B or [A]</answer>", "<answer>A, then Bob</answer>"]
+    assert sat_accuracy_reward(completions, ["<answer>B</answer>"] * 3) == [1.0, 0.0, 0.0]
+    assert sat_accuracy_reward(completions, ["<answer>A</answer>"] * 3) == [0.0, 1.0, 0.0]
+
+
 def test_no_reward_pays_everyone_for_an_unreadable_gold():
     golds = ["<answer>left</answer>", "<answer>π</answer>", "<answer>(1,1),(2,2)</answer>"]
     names = ["sat_accuracy", "geoqa_accuracy", "class_accuracy", "giou"]
