@@ -6,6 +6,7 @@ tests.
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -499,7 +500,7 @@ def evaluated_by_hand(output_dir, batch_size: int, **settings) -> float:
 EVALUATED = {"group": 7 / 24, "batch": 9 / 28, "local": 9 / 28}
 
 
-@pytest.mark.full("starts torchrun")
+@pytest.mark.full("two processes that train")
 def test_eval_loss_of_two_processes_is_that_of_one(two_processes):
     # two groups on two processes, then the third beside a copy of the first that fills up the batch
     for rank in (0, 1):
