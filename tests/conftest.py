@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis  # noqa: F401  (asks who refers to trio's random generator, and a frozen module does not show)
 import pytest
 
 pytest_plugins = ["tiers"]
@@ -23,6 +27,25 @@ def warm_processes():
     nursery.LINGER_SECONDS = 3600.0
     with warm_engines():
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect no garbage while modules are imported: there is none to speak of, and looking for it takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Exempt what is loaded by now from garbage collection. Every training collects all of it at its end, and for the
+    modules of torch, transformers and TRL that takes half a second, ten times as long as a small training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +85,44 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def base_of() -> Iterator[Callable[[str], Path]]:
+    """Gives the base of scale smoke that recipes train from, by its name: trained by the first process that asks, and
+    the same afterwards, which is checked (root may write into files that are read-only)."""
+    from filelock import FileLock
+
+    from gpg_repro.paths import cache
+    from gpg_repro.tiny import build_base
+    from gpg_repro.tiny.vision_warmup import BASES, build_vision_base
+
+    def content(folder: Path) -> dict[str, str]:
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+    given: dict[Path, dict[str, str]] = {}
+
+    def build(name: str) -> Path:
+        cache().mkdir(parents=True, exist_ok=True)
+        with FileLock(cache() / ".tests.lock"):
+            if name in BASES:
+                folder = build_vision_base(name, cache(), progress=False)
+            else:
+                folder = build_base(cache(), scale=name, progress=False)
+            for path in folder.iterdir():
+                path.chmod(0o444)
+        given.setdefault(folder, content(folder))
+        return folder
+
+    yield build
+    for folder, before in given.items():
+        assert content(folder) == before, f"a test wrote into {folder}, which others train from"
+
+
+@pytest.fixture(scope="session")
+def smoke_base(base_of) -> Path:
+    """The text base of scale smoke."""
+    return base_of("smoke")
 
 
 @pytest.fixture(scope="session")

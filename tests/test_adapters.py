@@ -99,8 +99,7 @@ def test_transformers_computes_the_merged_model(folders, merged):
     assert any("lora_" in name for name, _ in adapted._model.named_parameters())  # beside the weights, not in them
 
 
-@pytest.mark.slow
-@pytest.mark.vllm
+@pytest.mark.full("starts a real vLLM engine")
 def test_vllm_computes_the_merged_model(folders, merged, tmp_path):
     pytest.importorskip("vllm")
     adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")

@@ -1,10 +1,11 @@
-"""GPGTrainer under real torchrun on gloo: 1, 2 and 3 processes, every layout, groups with and without signal.
+"""GPGTrainer on gloo: 1, 2 and 3 processes, every layout, groups with and without signal.
 
 Gradients are compared in float64 with the mean over valid groups (or completions) alone, worked out row by row without
-padding: the right-hand side of Appendix A's identity. Run as a script under torchrun, this file is the worker.
+padding: the right-hand side of Appendix A's identity. Run as a script on every process, this file is the worker.
 """
 
 import collections
+import gc
 import itertools
 import json
 import os
@@ -13,9 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from launched import RECIPE
 from launched import run as launched_run
 from safetensors.torch import load_file
@@ -33,7 +37,10 @@ from gpg_repro.train import base_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = (1, 2, 3)
-LAYOUTS = tuple(itertools.product((1, 4), (1, 2, 8)))  # accumulation, micro-batch
+LAYOUTS = {  # accumulation, micro-batch
+    "corners": ((1, 8), (4, 2)),
+    "whole": tuple(itertools.product((1, 4), (1, 2, 8))),
+}
 PATTERNS = ("mixed", "one rank has none", "none", "all")
 
 
@@ -145,11 +152,11 @@ def relative_difference(actual: dict[str, torch.Tensor], expected: dict[str, tor
 # The worker ---------------------------------------------------------------------------------------------------------
 
 
-def gradients_worker(output_dir: Path) -> list[dict]:
+def gradients_worker(output_dir: Path, part: str) -> list[dict]:
     world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     normalizations = itertools.cycle(("sequence", "batch", "local"))
     measured = []
-    for (accumulation, micro_batch), pattern in itertools.product(LAYOUTS, PATTERNS):
+    for (accumulation, micro_batch), pattern in itertools.product(LAYOUTS[part], PATTERNS):
         rewards = make_rewards(pattern, world, world * accumulation * micro_batch)
         if rewards is None:
             continue
@@ -201,8 +208,7 @@ def sharded_worker(output_dir: Path) -> list[dict]:
 
     Accelerator.prepare_model = prepare_model
     measured = []
-    layouts = ((1, 8), (4, 2))
-    for (accumulation, micro_batch), pattern, share in itertools.product(layouts, PATTERNS, ("on", "off")):
+    for (accumulation, micro_batch), pattern, share in itertools.product(LAYOUTS["corners"], PATTERNS, ("on", "off")):
         rewards = make_rewards(pattern, 2, 2 * accumulation * micro_batch)
         _, gradients = train(
             output_dir,
@@ -285,16 +291,16 @@ def collectives_worker(output_dir: Path) -> dict:
     return result
 
 
-def worker(output_dir: Path) -> None:
-    world = int(os.environ["WORLD_SIZE"])
+def worker(output_dir: Path, part: str) -> None:
+    extras = part == "corners" and os.environ["WORLD_SIZE"] == "2"
     measured = {}
-    if world == 2:
+    if extras:
         measured["collectives"] = collectives_worker(output_dir)
     use_float64()
-    if world == 2:
+    if extras:
         measured["resampling"] = resampling_worker(output_dir)
-    measured["gradients"] = gradients_worker(output_dir)
-    if world == 2:
+    measured["gradients"] = gradients_worker(output_dir, part)
+    if extras:
         measured["sharded"] = sharded_worker(output_dir)
     if os.environ["RANK"] == "0":
         (output_dir / "measured.json").write_text(json.dumps(measured))
@@ -304,21 +310,17 @@ def worker(output_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What each number of processes measured; every launch is made when it is first asked for."""
+    """What a number of processes measured of a part of the matrix; every launch is made when it is first asked for."""
     done = {}
 
-    def measure(num_processes: int) -> dict:
-        if num_processes not in done:
-            output_dir = tmp_path_factory.mktemp(f"processes{num_processes}")
-            environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            command += [f"--nproc_per_node={num_processes}", __file__, str(output_dir)]
-            run = subprocess.run(
-                command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
-            )
+    def measure(num_processes: int, part: str = "corners", launch=processes.launch) -> dict:
+        key = (num_processes, part, launch)
+        if key not in done:
+            output_dir = tmp_path_factory.mktemp(f"{part}{num_processes}")
+            run = launch(num_processes, __file__, str(output_dir), part, folder=output_dir)
             assert run.returncode == 0, run.stderr[-4000:]
-            done[num_processes] = json.loads((output_dir / "measured.json").read_text())
-        return done[num_processes]
+            done[key] = json.loads((output_dir / "measured.json").read_text())
+        return done[key]
 
     return measure
 
@@ -326,11 +328,19 @@ def measured(tmp_path_factory):
 # Tests --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_processes", PROCESSES)
-def test_gradient_is_the_mean_over_valid_groups_in_every_layout(measured, num_processes):
-    cases = measured(num_processes)["gradients"]
+CORNERS, WHOLE = pytest.mark.full("processes that train"), pytest.mark.long("every layout")
+MATRIX = [
+    *(pytest.param(n, "corners", processes.launch, marks=CORNERS, id=f"{n}-corners") for n in PROCESSES),
+    *(pytest.param(n, "whole", processes.launch, marks=WHOLE, id=f"{n}-whole") for n in (1, 3)),
+    pytest.param(2, "whole", processes.torchrun, marks=WHOLE, id="2-whole-torchrun"),
+]
+
+
+@pytest.mark.parametrize(("num_processes", "part", "launch"), MATRIX)
+def test_gradient_is_the_mean_over_valid_groups_in_every_layout(measured, num_processes, part, launch):
+    cases = measured(num_processes, part, launch)["gradients"]
     layouts = {tuple(case["layout"][:2]) for case in cases}
-    assert layouts == {layout for layout in LAYOUTS if group_size(num_processes * layout[0] * layout[1])}
+    assert layouts == {layout for layout in LAYOUTS[part] if group_size(num_processes * layout[0] * layout[1])}
     assert {pattern for pattern in PATTERNS for case in cases if pattern in case["case"]} == {
         pattern for pattern in PATTERNS if num_processes > 1 or pattern != "one rank has none"
     }
@@ -338,9 +348,9 @@ def test_gradient_is_the_mean_over_valid_groups_in_every_layout(measured, num_pr
     assert not wrong, json.dumps(wrong, indent=1)
 
 
-@pytest.mark.parametrize("num_processes", PROCESSES)
-def test_every_process_makes_the_same_passes_and_only_those_of_valid_rows(measured, num_processes):
-    for case in measured(num_processes)["gradients"]:
+@pytest.mark.parametrize(("num_processes", "part", "launch"), MATRIX)
+def test_every_process_makes_the_same_passes_and_only_those_of_valid_rows(measured, num_processes, part, launch):
+    for case in measured(num_processes, part, launch)["gradients"]:
         accumulation, micro_batch, world = case["layout"]
         rows = -(-(case["valid_rows"] if case["skip"] else case["rows"]) // world)  # on the fullest process
         assert case["passes"][0] <= accumulation
@@ -351,12 +361,14 @@ def test_every_process_makes_the_same_passes_and_only_those_of_valid_rows(measur
             assert case["shared"] == [bool(case["valid_rows"])], case["case"]
 
 
+@pytest.mark.full("two processes that train")
 def test_sharded_parameters_get_the_same_gradient(measured):
     cases = measured(2)["sharded"]
     assert {(case["pattern"], case["share"]) for case in cases} == set(itertools.product(PATTERNS, ("on", "off")))
     assert not [case for case in cases if not case["error"] < 1e-10]
 
 
+@pytest.mark.full("two processes that train")
 def test_r2_undercounts_where_paper_does_not(measured):
     """Rank 0 draws a valid group twice, rank 1 never does: the released loop counts two and trains on one."""
     result = measured(2)["resampling"]
@@ -371,6 +383,7 @@ def test_r2_undercounts_where_paper_does_not(measured):
     assert released["error_if_half"] < 1e-10 < 0.4 < released["error"]
 
 
+@pytest.mark.full("two processes that train")
 def test_two_small_collectives_and_an_exchange_where_ranks_are_unequal(measured):
     collectives = measured(2)["collectives"]
     assert collectives["balanced"] == {"gather": 1, "reduce": 1}
@@ -380,28 +393,53 @@ def test_two_small_collectives_and_an_exchange_where_ranks_are_unequal(measured)
 # Recipes under accelerate launch -------------------------------------------------------------------------------------
 
 
-def launch(strategy: str, runs: Path, *arguments: str) -> int:
+def accelerate_launch(strategy: str, runs: Path, *arguments: str) -> int:
     """Exit status of launched.py on two processes, by the configuration of a strategy."""
-    config = ROOT / "configs" / "accelerate" / f"{strategy}.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--num_processes", "2", "--main_process_port", "0", str(ROOT / "tests" / "launched.py"), str(runs)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *accelerate_words(strategy), str(runs), *arguments]
     done = subprocess.run(
-        [*command, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+        command, env=processes.environment(), cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
     )
     (runs / f"log{len(arguments)}.txt").write_text(done.stderr)
     return done.returncode
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def accelerate_words(strategy: str) -> list[str]:
+    config = ROOT / "configs" / "accelerate" / f"{strategy}.yaml"
+    words = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    return [*words, "--main_process_port", "0", str(ROOT / "tests" / "launched.py")]
+
+
+def forked_launch(strategy: str, runs: Path, *arguments: str) -> int:
+    """The same by forks, with the variables that accelerate's launcher makes of the configuration."""
+    words = launch_command_parser().parse_args([*accelerate_words(strategy)[1:], str(runs), *arguments])
+    changes = prepare_multi_gpu_env(_validate_launch_command(words)[0])
+    changes = {name: value for name, value in changes.items() if os.environ.get(name) != value}
+    script = str(ROOT / "tests" / "launched.py")
+    done = processes.launch(2, script, str(runs), *arguments, folder=runs / "printed", changes=changes, grades=True)
+    (runs / f"log{len(arguments)}.txt").write_text(done.stderr)
+    return done.returncode
+
+
+STRATEGIES = ("ddp", "fsdp")
+FORKED, LAUNCHED = pytest.mark.full("two processes that train"), pytest.mark.long("the same under accelerate launch")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param((name, forked_launch), marks=FORKED, id=name) for name in STRATEGIES),
+        *(pytest.param((name, accelerate_launch), marks=LAUNCHED, id=f"{name}-accelerate") for name in STRATEGIES),
+    ],
+)
 def launched(request, tmp_path_factory):
     """Three runs of a recipe by one strategy; of the third, the first launch was killed in its last step."""
-    runs = tmp_path_factory.mktemp(request.param)
-    assert launch(request.param, runs, "4") != 0
+    strategy, launch = request.param
+    runs = tmp_path_factory.mktemp(strategy)
+    assert launch(strategy, runs, "4") != 0
     (killed,) = (runs / "killed").glob("train-*")
     assert records.read_run(killed).status == "running" and not (killed / "checkpoint").exists()
-    assert launch(request.param, runs) == 0, (runs / "log0.txt").read_text()[-4000:]
-    return request.param, runs
+    assert launch(strategy, runs) == 0, (runs / "log0.txt").read_text()[-4000:]
+    return strategy, runs
 
 
 def run_in(folder: Path) -> Path:
@@ -417,7 +455,6 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return max((one[name] - other[name]).abs().max().item() for name in one.keys() & other.keys())
 
 
-@pytest.mark.slow
 def test_a_launched_recipe_leaves_the_records_of_its_processes(launched):
     strategy, runs = launched
     for name in ("scripted", "whole", "killed"):
@@ -427,7 +464,6 @@ def test_a_launched_recipe_leaves_the_records_of_its_processes(launched):
         assert records.steps_frame(run_in(runs / name))["step"].tolist() == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
 def test_fsdp_shards_every_parameter_and_ddp_none(launched):
     strategy, runs = launched
     processes = [json.loads((runs / "whole" / f"process.{rank}.json").read_text()) for rank in (0, 1)]
@@ -444,7 +480,6 @@ def one_process(tmp_path_factory) -> dict[str, torch.Tensor]:
     return weights_of(launched_run(tmp_path_factory.mktemp("one"), "gradient_accumulation_steps=2", script=True))
 
 
-@pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(launched, one_process):
     """The same completions in the same batch: float32 sums in another order are all that may differ."""
     _, runs = launched
@@ -454,7 +489,6 @@ def test_two_processes_end_with_the_weights_of_one(launched, one_process):
     assert largest_difference(one, two) < 1e-6
 
 
-@pytest.mark.slow
 def test_a_killed_launch_resumes_to_the_bit(launched):
     _, runs = launched
     assert json.loads((runs / "killed" / "process.1.json").read_text())["resumed_at"] == 2
@@ -464,7 +498,20 @@ def test_a_killed_launch_resumes_to_the_bit(launched):
     assert records.steps_frame(whole)[columns].equals(records.steps_frame(killed)[columns])
 
 
-@pytest.mark.slow
+@pytest.mark.full("a launch of two processes")
+def test_a_fork_is_what_accelerate_launch_starts(tmp_path):
+    """The same sampled training under the real launcher, to the bit, so the other tests may do without it."""
+    for launch in (forked_launch, accelerate_launch):
+        runs = tmp_path / launch.__name__
+        runs.mkdir()
+        assert launch("fsdp", runs, "whole") == 0, (runs / "log1.txt").read_text()[-4000:]
+    forked, real = (run_in(tmp_path / launch.__name__ / "whole") for launch in (forked_launch, accelerate_launch))
+    assert largest_difference(weights_of(forked), weights_of(real)) == 0
+    assert records.steps_frame(forked)["loss"].equals(records.steps_frame(real)["loss"])
+    (spread,) = {(run.parent / "process.1.json").read_text() for run in (forked, real)}
+    assert json.loads(spread)["sharded"] == json.loads(spread)["parameters"]
+
+
 @pytest.mark.parametrize(
     "saved", ["whole/{}/checkpoint", "whole/{}/checkpoints/checkpoint-2", "scripted/{}/checkpoint"]
 )
@@ -479,4 +526,5 @@ def test_what_a_launch_saves_is_whole(launched, saved):
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]))
+    gc.freeze()  # as in conftest
+    worker(Path(sys.argv[1]), sys.argv[2])

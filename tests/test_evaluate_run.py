@@ -26,6 +26,7 @@ from gpg_repro.recipe import load_recipe
 from gpg_repro.train import _Recorder, train
 
 SUITES = ("tiny_sums", "tiny_chains")
+TRAINS = pytest.mark.full("trains a recipe from the smoke base and evaluates its checkpoints")
 
 
 def smoke(*overrides: str):
@@ -43,7 +44,7 @@ def results(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(results) -> Path:
+def run(smoke_base, results) -> Path:
     """A run of three steps that kept the first two."""
     return train(smoke(), root=results / "runs", progress=False, log_to="none")
 
@@ -67,6 +68,7 @@ def interrupted(root: Path, *overrides: str, step: int = 2) -> Path:
 # --- Keeping ---------------------------------------------------------------------------------------------------------
 
 
+@TRAINS
 def test_kept_weights_are_whole_and_nothing_but_the_model(run):
     assert sorted(kept(run)) == ["checkpoint-1", "checkpoint-2"]
     names = {path.name for path in (run / "checkpoints" / "checkpoint-1").iterdir()}
@@ -76,6 +78,7 @@ def test_kept_weights_are_whole_and_nothing_but_the_model(run):
     assert any((final[key] != kept(run)["checkpoint-2"][key]).any() for key in final)
 
 
+@TRAINS
 def test_an_interrupted_run_keeps_the_same_set(run, tmp_path):
     cut = interrupted(tmp_path)
     (cut / "checkpoints" / "checkpoint-9.partial").mkdir()
@@ -87,7 +90,8 @@ def test_an_interrupted_run_keeps_the_same_set(run, tmp_path):
     assert all((expected[name][key] == got[name][key]).all() for name in expected for key in expected[name])
 
 
-def test_what_is_kept_is_the_recipes_choice_and_moves_no_weight(tmp_path):
+@TRAINS
+def test_what_is_kept_is_the_recipes_choice_and_moves_no_weight(smoke_base, tmp_path):
     assert smoke().setup.training.keep_checkpoints
     assert not load_recipe("table1_gpg", scale="paper").setup.training.keep_checkpoints
     assert load_recipe("table1_gpg", ["keep_checkpoints=true"], scale="paper").setup.training.keep_checkpoints
@@ -109,6 +113,7 @@ def curve(run, results):
         return evaluate_run(run, SUITES, limit=2, results=results, progress=False)
 
 
+@TRAINS
 def test_every_checkpoint_is_measured_once(curve, run, results, monkeypatch):
     assert [(m.checkpoint.step, m.checkpoint.name) for m in curve.measured] == [
         (0, "base"),
@@ -131,6 +136,7 @@ def test_every_checkpoint_is_measured_once(curve, run, results, monkeypatch):
     assert scores(one)["benchmark"].tolist() == ["tiny_sums"] * 2  # a rule each, and no mean of one
 
 
+@TRAINS
 def test_other_questions_are_asked_anew(curve, run, results, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -141,6 +147,7 @@ def test_other_questions_are_asked_anew(curve, run, results, monkeypatch):
     assert len(set(asked)) == 3 and not any(path.exists() for path in asked)
 
 
+@TRAINS
 def test_the_table_holds_what_the_records_hold(curve, results):
     frame = scores(curve)
     assert len(frame) == 2 * 4 * 3  # rules, checkpoints, two suites and their mean
@@ -188,6 +195,7 @@ def test_the_picture_holds_the_numbers():
 # --- Unfinished runs -------------------------------------------------------------------------------------------------
 
 
+@TRAINS
 def test_a_run_that_still_trains_may_delete_what_is_being_measured(tmp_path, monkeypatch, curve):
     cut = interrupted(tmp_path / "runs", "keep_checkpoints=false")
     seen = []
@@ -204,6 +212,7 @@ def test_a_run_that_still_trains_may_delete_what_is_being_measured(tmp_path, mon
     assert not list(cut.glob(".evaluating/*"))
 
 
+@TRAINS
 def test_a_run_without_kept_weights_says_how_to_keep_them(run, results, tmp_path, monkeypatch, curve):
     bare = shutil.copytree(run, tmp_path / run.name)
     shutil.rmtree(bare / "checkpoints")
@@ -228,6 +237,7 @@ def test_the_suites_are_those_of_the_recipes_tables():
         benchmarks_of(other)
 
 
+@TRAINS
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -242,6 +252,7 @@ def test_wrong_arguments_are_refused_before_an_engine_starts(arguments, message,
         evaluate_run(run, results=results, progress=False, **arguments)
 
 
+@TRAINS
 def test_runs_are_found_by_path_and_by_name_or_refused(run, results, curve, capsys, monkeypatch):
     assert find_run(run.name, results) == find_run(run) == run
     with pytest.raises(UserError, match=f"did you mean '{run.name}'"):
@@ -253,6 +264,7 @@ def test_runs_are_found_by_path_and_by_name_or_refused(run, results, curve, caps
     assert main(["evaluate", str(run), "--steps", "one"]) == 2 and "expected numbers" in capsys.readouterr().err
 
 
+@TRAINS
 def test_another_base_than_the_runs_own_is_not_step_0(run, results, tmp_path):
     other = shutil.copytree(run, tmp_path / run.name)
     record = records.read_run(other)

@@ -532,10 +532,10 @@ def test_fresh_draws_of_a_step_come_from_the_same_weights(stand_in_generation, t
 
 
 @pytest.mark.parametrize("name", ["table1_gpg_age", "table1_grpo"])
-def test_the_recipe_reaches_vllm(name, stand_in_generation, tmp_path):
+def test_the_recipe_reaches_vllm(name, stand_in_generation, random_checkpoint, tmp_path):
     overrides = ["use_vllm=true", "vllm_gpu_memory_utilization=0.4", "max_prompt_length=50", "temperature=0.7"]
     recipe = load_recipe(name, overrides, scale="smoke")
-    base = base_model(recipe, progress=False)
+    base = str(random_checkpoint)
     trainer = build_trainer(recipe, base, training_rows(recipe, base)[0], tmp_path)
     settings = stand_in_generation[0].settings
     t = recipe.setup.training
@@ -546,7 +546,7 @@ def test_the_recipe_reaches_vllm(name, stand_in_generation, tmp_path):
 
 
 @pytest.fixture
-def real_server(tmp_path):
+def real_server(smoke_base, tmp_path):
     """vLLM with the arguments that `trl vllm-serve` gives it for a recipe, and where it listens."""
     from trl.scripts.vllm_serve import build_command, make_parser
 
@@ -576,8 +576,7 @@ def real_server(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
-@pytest.mark.vllm
-@pytest.mark.slow
+@pytest.mark.full("starts a real vLLM server")
 def test_a_real_server_writes_the_completions_that_are_trained_on(real_server, monkeypatch, tmp_path):
     """All of server mode but the way of the weights, which is NCCL's: engine and trainer agree on every token."""
     from trl.generation.vllm_client import VLLMClient

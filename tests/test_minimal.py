@@ -275,8 +275,9 @@ def test_completions_end_with_their_first_eos(random_checkpoint):
     assert all(len(ids) == 400 for end, ids in zip(ends, completions, strict=True) if end is None)
 
 
-def test_it_runs_as_a_program(tmp_path):
-    environment = os.environ | {"GPG_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+@pytest.mark.full("a program of its own, with torch's imports")
+def test_it_runs_as_a_program(smoke_base):
+    environment = os.environ | {"GPG_CACHE": str(smoke_base.parent), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "gpg_repro.minimal", "smoke"],
         env=environment, cwd=SOURCE.parents[1], capture_output=True, text=True, check=False,

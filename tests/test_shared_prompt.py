@@ -308,7 +308,12 @@ def logged(trainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-@pytest.mark.parametrize("layout", [(20, 1), (10, 2), (5, 4), (2, 10)])
+OTHER_LAYOUT = pytest.mark.full("the same in another layout")
+
+
+@pytest.mark.parametrize(
+    "layout", [(5, 4), *(pytest.param(layout, marks=OTHER_LAYOUT) for layout in ((20, 1), (10, 2), (2, 10)))]
+)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -443,6 +448,7 @@ def assert_same_run(on, off):
         assert torch.allclose(mine, yours, rtol=1e-7, atol=1e-9), name
 
 
+@pytest.mark.full("trains for many steps")
 def test_twenty_steps_of_text(float64, tmp_path):
     """Completions are sampled by the model that is trained; one difference would change all that follow."""
     runs = {}
@@ -497,6 +503,7 @@ def small_vision_model(processor):
     )
 
 
+@pytest.mark.full("trains for many steps")
 def test_twenty_steps_of_images(float64, tmp_path):
     runs = {}
     for share in ("on", "off"):
@@ -507,6 +514,7 @@ def test_twenty_steps_of_images(float64, tmp_path):
     assert_same_run(runs["on"], runs["off"])
 
 
+@pytest.mark.full("trains for many steps")
 def test_reference_model_with_images(tmp_path):
     """Three steps with a KL term; a reference model that saw other positions or pictures would change it at once."""
     processor = build_processor()

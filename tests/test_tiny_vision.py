@@ -383,17 +383,18 @@ def test_marks():
     assert mark("tiny_grounding", box, "<answer>nowhere</answer>") == 0
 
 
-def test_a_smoke_base_is_cached_complete_and_the_same_again(tmp_path):
-    folder = build_vision_base("smoke_vl_species", tmp_path / "one", progress=False)
+@pytest.mark.full("trains a base")
+def test_a_smoke_base_is_cached_complete_and_the_same_again(base_of, tmp_path):
+    folder = base_of("smoke_vl_species")
     facts = json.loads((folder / "base.json").read_text())
     assert sum(p["asked"] for parts in facts["marks"]["greedy"].values() for p in parts.values()) == 32
     stamp = (folder / "base.json").stat().st_mtime_ns
-    assert build_vision_base("smoke_vl_species", tmp_path / "one", progress=False) == folder
+    assert build_vision_base("smoke_vl_species", folder.parent, progress=False) == folder
     assert (folder / "base.json").stat().st_mtime_ns == stamp
     torch.rand(3)  # the caller's random state must not matter
-    again = build_vision_base("smoke_vl_species", tmp_path / "two", progress=False)
+    again = build_vision_base("smoke_vl_species", tmp_path, progress=False)
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [folder.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
     AutoProcessor.from_pretrained(folder)
 
 

@@ -12,6 +12,7 @@ import types
 from functools import partial
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,15 +35,14 @@ from gpg_repro.train import (
     with_mean_alpha,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(smoke_base, tmp_path_factory) -> Path:
     """A GPG run at smoke scale."""
     return train(load_recipe("table3_gpg_age_rs1", scale="smoke"), root=tmp_path_factory.mktemp("runs"), progress=False)
 
 
+@pytest.mark.full("trains a recipe from the smoke base")
 def test_a_run_leaves_records_and_a_checkpoint(finished):
     run = records.read_run(finished)
     assert (run.kind, run.status, run.num_steps, run.checkpoint) == ("training", "finished", 4, "checkpoint")
@@ -58,12 +58,15 @@ def test_a_run_leaves_records_and_a_checkpoint(finished):
     assert not (finished / "trainer").exists() and not (finished / "checkpoint.partial").exists()
 
 
-def test_weights_moved(finished):
-    base = load_file(Path(base_model(load_recipe("table3_gpg_age_rs1", scale="smoke"))) / "model.safetensors")
+@pytest.mark.full("trains a recipe from the smoke base")
+def test_weights_moved(finished, smoke_base):
+    assert Path(base_model(load_recipe("table3_gpg_age_rs1", scale="smoke"))) == smoke_base
+    base = load_file(smoke_base / "model.safetensors")
     trained = load_file(finished / "checkpoint" / "model.safetensors")
     assert base.keys() == trained.keys() and any((base[k] != trained[k]).any() for k in base)
 
 
+@pytest.mark.full("trains a recipe from the smoke base")
 def test_a_finished_run_is_found_again(finished):
     before = (finished / "run.json").read_bytes()
     assert train(load_recipe("table3_gpg_age_rs1", scale="smoke"), root=finished.parent, progress=False) == finished
@@ -85,6 +88,7 @@ def same_weights(one: Path, other: Path) -> bool:
 METRICS = ["step", "reward", "alpha", "loss", "reward_std"]
 
 
+@pytest.mark.full("trains a recipe from the smoke base")
 def test_a_disk_that_fills_up_while_training(finished, tmp_path):
     """On a real file system with room for one save: told in one line; with more room the run ends as undisturbed."""
     disk = tmp_path / "disk"
@@ -109,6 +113,7 @@ def test_a_disk_that_fills_up_while_training(finished, tmp_path):
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.full("trains a recipe from the smoke base")
 @pytest.mark.parametrize("cut", ["before the record", "while the saves are removed"])
 def test_an_end_that_is_cut_short(cut, finished, tmp_path, monkeypatch):
     """The final weights are there; the saves go last, so the run need not be made again, and never from half a save."""
@@ -211,19 +216,20 @@ def test_a_folder_in_use_is_refused_with_who_has_it(tmp_path, monkeypatch):
     assert train(recipe, root=tmp_path, progress=False) == folder
 
 
-def test_grpo_baseline_logs_the_same_metrics(tmp_path):
+@pytest.mark.full("trains a recipe from the smoke base")
+def test_grpo_baseline_logs_the_same_metrics(smoke_base, tmp_path):
     folder = train(load_recipe("table3_grpo_rs1", ["max_steps=1"], scale="smoke"), root=tmp_path, progress=False)
     steps = records.steps_frame(folder)
     assert {"alpha", "reward_std", "frac_easy", "kl"} <= set(steps.columns)
     assert steps["alpha_applied"].tolist() == [1.0]
 
 
-def test_unreadable_golds_are_taken_out_under_paper_fidelity_only(monkeypatch):
+def test_unreadable_golds_are_taken_out_under_paper_fidelity_only(random_checkpoint, monkeypatch):
     rows = [
         {"prompt": [{"role": "user", "content": "q"}], "solution": gold} for gold in ("$\\boxed{5}$", "5", "$7$", "")
     ]
     monkeypatch.setattr(type(get_training_set("tiny_s1")), "rows", lambda self, *a, **k: list(rows))
-    base = base_model(load_recipe("table3_gpg_rs1", scale="smoke"))
+    base = str(random_checkpoint)
     paper, counts = training_rows(load_recipe("table3_gpg_age_rs1", scale="smoke"), base)
     expected = {"prompts_read": 4, "golds_missing": 1, "golds_unreadable": 1}
     assert len(paper) == 2 and counts == expected | {"prompts_used": 2}
@@ -236,17 +242,18 @@ def test_unreadable_golds_are_taken_out_under_paper_fidelity_only(monkeypatch):
     assert len(bare) == 3 and counts["golds_unreadable"] == 0
 
 
-def test_long_prompts_are_taken_out_and_counted(monkeypatch):
+def test_long_prompts_are_taken_out_and_counted(random_checkpoint, monkeypatch):
     rows = [{"prompt": [{"role": "user", "content": "x" * n}], "solution": "$5$"} for n in (5, 500)]
     rows += [{"prompt": "x" * n, "solution": "$5$"} for n in (5, 99, 101)]  # ready-made text: one token a character
     monkeypatch.setattr(type(get_training_set("tiny_s1")), "rows", lambda self, *a, **k: list(rows))
     recipe = load_recipe("table3_gpg_rs1", ["max_prompt_length=100"], scale="smoke")
     monkeypatch.setattr("datasets.Dataset.from_list", staticmethod(list))  # a column of one type, in real sets
-    kept, counts = training_rows(recipe, base_model(recipe))
+    kept, counts = training_rows(recipe, str(random_checkpoint))
     assert [len(row["prompt"]) for row in kept] == [1, 5, 99] and counts["prompts_too_long"] == 2
 
 
-def test_a_set_with_ready_made_prompts_trains(tmp_path):
+@pytest.mark.full("trains a recipe from the smoke base")
+def test_a_set_with_ready_made_prompts_trains(smoke_base, tmp_path):
     """Plain text in, plain text out: no chat template, and the reward for bare answers."""
     rows = [{"prompt": [{"content": f"{i}+1=?", "role": "user"}], "target": str(i + 1) if i else ""} for i in range(30)]
     data = tmp_path / "simplelr_qwen_level3to5.jsonl"
@@ -276,14 +283,13 @@ def test_a_set_with_ready_made_prompts_trains(tmp_path):
 
 
 @pytest.fixture
-def build(tmp_path):
-    """Builds a recipe's trainer at smoke scale."""
-    return partial(_trainer, tmp_path)
+def build(random_checkpoint, tmp_path):
+    """Builds a recipe's trainer at smoke scale, from an untrained base."""
+    return partial(_trainer, str(random_checkpoint), tmp_path)
 
 
-def _trainer(folder: Path, name: str, *overrides: str, **kwargs):
+def _trainer(base: str, folder: Path, name: str, *overrides: str, **kwargs):
     recipe = load_recipe(name, overrides, scale="smoke")
-    base = base_model(recipe, progress=False)
     return build_trainer(recipe, base, training_rows(recipe, base)[0], folder, **kwargs)
 
 
@@ -363,7 +369,8 @@ def test_the_mean_alpha_is_that_of_steps_with_a_signal(tmp_path):
         with_mean_alpha(recipe, tmp_path)
 
 
-def test_alpha_from_trains_its_source_first_and_uses_its_mean(tmp_path):
+@pytest.mark.full("trains a recipe from the smoke base")
+def test_alpha_from_trains_its_source_first_and_uses_its_mean(smoke_base, tmp_path):
     recipe = load_recipe("control_mean_clipped", ["max_steps=1"], scale="smoke", seed=3)
     folder = train(recipe, root=tmp_path, progress=False, log_to="none")
     (source,) = tmp_path.glob("train-table1_gpg_age-smoke-seed3-*")
@@ -395,7 +402,8 @@ def test_loggers_are_checked_before_anything_expensive(monkeypatch):
     assert check_logger(None) == "tensorboard" and check_logger("wandb") == "wandb"
 
 
-def test_tensorboard_gets_every_metric(tmp_path):
+@pytest.mark.full("trains a recipe from the smoke base")
+def test_tensorboard_gets_every_metric(smoke_base, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -446,13 +454,10 @@ def test_the_recorder_takes_any_step_and_not_the_summary(tmp_path):
 # --- Several processes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_run(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "gpg_repro", "train", "table1_gpg_age", "scale=smoke", "max_steps=2", "--root", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.parametrize("launch", processes.LAUNCHERS)
+def test_two_processes_train_one_run(launch, smoke_base, tmp_path):
+    command = ["-m", "gpg_repro", "train", "table1_gpg_age", "scale=smoke", "max_steps=2", "--root", str(tmp_path)]
+    done = launch(2, *command, folder=tmp_path / "printed", grades=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder,) = tmp_path.glob("train-*")
     run = records.read_run(folder)

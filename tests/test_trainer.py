@@ -1,15 +1,16 @@
 """GPGTrainer against plain-torch references, against TRL's own trainer, and against itself in other layouts.
 
-Rollouts are scripted (`scripted.py`). Run as a script under torchrun, this file is the worker of the two-process tests.
+Rollouts are scripted (`scripted.py`). Run as a script on both processes, this file is the worker of the two-process
+tests.
 """
 
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import scripted
 import torch
@@ -317,15 +318,12 @@ def two_process_worker(output_dir: Path) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
     output_dir = tmp_path_factory.mktemp("two_processes")
-    root = Path(__file__).resolve().parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [__file__, str(output_dir)]
-    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    run = processes.launch(2, __file__, str(output_dir), folder=output_dir)
     assert run.returncode == 0, run.stderr[-4000:]
     return output_dir
 
 
+@pytest.mark.full("two processes that train")
 @pytest.mark.parametrize("layout", TWO_PROCESS_LAYOUTS)
 @pytest.mark.parametrize("normalization", ["group", "sequence", "batch", "local"])
 def test_two_processes_give_the_gradient_of_one(two_processes, normalization, layout):
@@ -502,7 +500,7 @@ def evaluated_by_hand(output_dir, batch_size: int, **settings) -> float:
 EVALUATED = {"group": 7 / 24, "batch": 9 / 28, "local": 9 / 28}
 
 
-@pytest.mark.full("starts torchrun")
+@pytest.mark.full("two processes that train")
 def test_eval_loss_of_two_processes_is_that_of_one(two_processes):
     # two groups on two processes, then the third beside a copy of the first that fills up the batch
     for rank in (0, 1):

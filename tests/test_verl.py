@@ -236,7 +236,7 @@ def core_algos():
     return importlib.import_module("verl.trainer.ppo.core_algos")
 
 
-@pytest.mark.slow
+@pytest.mark.full("needs verl, whose imports take long")
 @pytest.mark.parametrize("f_norm", F_NORMS)
 def test_verl_dispatches_to_our_estimator(core_algos, f_norm):
     import numpy as np
@@ -257,7 +257,7 @@ def test_verl_dispatches_to_our_estimator(core_algos, f_norm):
     assert torch.equal(data.batch["advantages"], expected) and torch.equal(data.batch["returns"], expected)
 
 
-@pytest.mark.slow
+@pytest.mark.full("needs verl, whose imports take long")
 def test_verls_own_estimator_counts_wrong_answers_instead(core_algos):
     batch = batch_of(MIXED)
     advantages = {
@@ -271,7 +271,7 @@ def test_verls_own_estimator_counts_wrong_answers_instead(core_algos):
     torch.testing.assert_close(advantages["gpg"], 16 / 7 * unscaled, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.full("needs verl, whose imports take long")
 @pytest.mark.parametrize(
     ("estimator", "loss_agg_mode", "normalization"),
     [
@@ -310,7 +310,7 @@ def test_verls_loss_is_ours_in_any_layout(core_algos, estimator, loss_agg_mode, 
     assert gradient.any()
 
 
-@pytest.mark.slow
+@pytest.mark.full("needs verl, whose imports take long")
 def test_verl_accepts_the_configuration(core_algos):
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
@@ -396,7 +396,7 @@ def sampler(core_algos, monkeypatch):
 EASY, HARD, VALID, HALF = [1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.1, 0.1]
 
 
-@pytest.mark.slow
+@pytest.mark.full("needs verl, whose imports take long")
 @pytest.mark.parametrize(
     ("beta_th", "chosen", "metrics"),
     [
@@ -419,7 +419,7 @@ def test_draws_go_on_until_the_threshold(sampler, beta_th, chosen, metrics):
     assert store.polls == 2 * metrics[0]  # each draw was waited for
 
 
-@pytest.mark.slow
+@pytest.mark.full("needs verl, whose imports take long")
 def test_after_max_draws_the_batch_is_taken_as_it_is(sampler, caplog):
     store, buffer = sampler([[HARD, HARD], [HARD, []], [VALID, VALID]], beta_th=0.5, max_draws=2)
     batch, report = buffer.sample(global_steps=7, partition_id="train", batch_size=2)
@@ -428,7 +428,7 @@ def test_after_max_draws_the_batch_is_taken_as_it_is(sampler, caplog):
     assert "Step 7: 0 of 2 groups are valid after 2 draws" in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.full("needs verl, whose imports take long")
 @pytest.mark.parametrize(
     ("trainer_mode", "settings", "message"),
     [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -21,18 +19,25 @@ from gpg_repro.recipe import load_recipe
 from gpg_repro.train import _Recorder, base_model, processor_of, train, training_rows
 from gpg_repro.trainer import RestoredWeights
 
-ROOT = Path(__file__).resolve().parent.parent
 
+@pytest.fixture
+def smoke(base_of):
+    """Loads a recipe at smoke scale; its base is there."""
 
-def smoke(name: str, *overrides: str):
-    return load_recipe(name, overrides, scale="smoke")
+    def load(name: str, *overrides: str):
+        recipe = load_recipe(name, overrides, scale="smoke")
+        base_of(recipe.setup.base)
+        return recipe
+
+    return load
 
 
 def weights(run: Path) -> dict:
     return load_file(run / "checkpoint" / "model.safetensors")
 
 
-def test_an_interrupted_run_with_images_ends_with_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.full("trains a recipe with images")
+def test_an_interrupted_run_with_images_ends_with_the_same_weights(smoke, tmp_path, monkeypatch):
     recipe = smoke("table8_gpg_r2", "max_draws=2")
     whole = train(recipe, root=tmp_path / "whole", progress=False, log_to="none")
     saved = _Recorder.on_save
@@ -52,8 +57,9 @@ def test_an_interrupted_run_with_images_ends_with_the_same_weights(tmp_path, mon
     assert records.steps_frame(cut)[columns].equals(records.steps_frame(whole)[columns])
 
 
+@pytest.mark.full("trains a recipe with images")
 @pytest.mark.parametrize("name", ["table8_grpo", "table8_sft"])
-def test_the_other_trainers_resume_from_their_weights_too(name, tmp_path, monkeypatch):
+def test_the_other_trainers_resume_from_their_weights_too(smoke, name, tmp_path, monkeypatch):
     """transformers' Trainer alone starts such a model over: see RestoredWeights."""
     recipe = smoke(name, "learning_rate=1e-3")
     loaded = []
@@ -79,7 +85,8 @@ def test_the_other_trainers_resume_from_their_weights_too(name, tmp_path, monkey
     assert loaded == [True]
 
 
-def test_supervised_rows_learn_from_demonstrations(tmp_path):
+@pytest.mark.full("trains a recipe with images")
+def test_supervised_rows_learn_from_demonstrations(smoke, tmp_path):
     recipe = smoke("table6_pets37_sft", "max_steps=3", "learning_rate=1e-3")
     run = train(recipe, root=tmp_path, progress=False, log_to="none")
     steps = records.steps_frame(run)
@@ -91,7 +98,7 @@ def test_supervised_rows_learn_from_demonstrations(tmp_path):
 
 
 def test_sets_without_demonstrations_are_refused(monkeypatch):
-    recipe = smoke("table6_pets37_sft")
+    recipe = load_recipe("table6_pets37_sft", scale="smoke")
     found = get_training_set("tiny_critters_4shot")
     bare = TrainingSet("bare", lambda num, seed: [{**r, "demonstration": ""} for r in found.source(num, seed)])
     rows = [{k: v for k, v in row.items() if k != "demonstration"} for row in bare.rows(None, 4, 0)]
@@ -100,7 +107,8 @@ def test_sets_without_demonstrations_are_refused(monkeypatch):
         training_rows(recipe, "unused")
 
 
-def test_prompts_are_measured_with_their_image(monkeypatch):
+@pytest.mark.full("needs a vision base")
+def test_prompts_are_measured_with_their_image(smoke, monkeypatch):
     recipe = smoke("table5_gpg_r2", "num_prompts=4", "max_prompt_length=30")
     base = base_model(recipe, progress=False)
     with pytest.raises(UserError, match="no prompt is left.*'prompts_too_long': 4"):
@@ -119,7 +127,8 @@ def test_prompts_are_measured_with_their_image(monkeypatch):
     assert train_module._num_tokens_seen(processor, prompt, image) == expected
 
 
-def test_pixel_bounds_and_prompt_form_reach_the_processor():
+@pytest.mark.full("needs a vision base")
+def test_pixel_bounds_and_prompt_form_reach_the_processor(smoke):
     recipe = smoke("table5_gpg_r2", "max_pixels=3136", "prompt_form=concatenate")
     processor = processor_of(recipe, base_model(recipe, progress=False))
     image = Image.new("RGB", (112, 112))
@@ -133,7 +142,7 @@ def test_pixel_bounds_and_prompt_form_reach_the_processor():
 
 
 def test_an_unreadable_training_image_stops_the_run_before_it_starts(monkeypatch):
-    recipe = smoke("table5_gpg_r2")
+    recipe = load_recipe("table5_gpg_r2", scale="smoke")
 
     def broken():
         raise ImageError("7.png: damaged or cut off")
@@ -145,15 +154,12 @@ def test_an_unreadable_training_image_stops_the_run_before_it_starts(monkeypatch
         training_rows(recipe, "unused")
 
 
-@pytest.mark.slow
-def test_two_processes_train_on_pictures_with_resampling(tmp_path):
-    """The released loop (R2, threshold 0.4) as a recipe, launched by torchrun; a hang ends in the time limit."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "gpg_repro", "train", "table6_cars196_gpg_r2", "scale=smoke", "max_draws=3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--root", str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.parametrize("launch", processes.LAUNCHERS)
+def test_two_processes_train_on_pictures_with_resampling(launch, smoke, tmp_path):
+    """The released loop (R2, threshold 0.4) as a recipe on two processes; a hang ends in the time limit."""
+    smoke("table6_cars196_gpg_r2")
+    command = ["-m", "gpg_repro", "train", "table6_cars196_gpg_r2", "scale=smoke", "max_draws=3"]
+    done = launch(2, *command, "--root", str(tmp_path), folder=tmp_path / "printed", grades=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder,) = tmp_path.glob("train-*")
     assert records.read_run(folder).environment["num_processes"] == 2

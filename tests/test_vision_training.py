@@ -1,5 +1,5 @@
-"""GPG on image rows: exact gradients under 1 and 2 processes, with skipping and resampling; run under torchrun, this
-file is the worker. Gradients are compared in float64 with the mean over valid groups, worked out row by row.
+"""GPG on image rows: exact gradients under 1 and 2 processes, with skipping and resampling; run as a script, this file
+is the worker. Gradients are compared in float64 with the mean over valid groups, worked out row by row.
 """
 
 from __future__ import annotations
@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -27,7 +27,7 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl
 from gpg_repro.tiny.vision_model import build_processor, build_vision_model
 from gpg_repro.trainer import GPGConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.full("processes that train")
 NUM_GENERATIONS = 2
 SIZES = [(56, 56), (112, 56), (84, 84), (112, 112)]
 PATCHES = [(w // 14) * (h // 14) for w, h in SIZES]
@@ -221,20 +221,9 @@ def worker(output_dir: Path) -> None:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def measured(request, tmp_path_factory):
-    """What torchrun measured with one and with two processes; a hang ends in the time limit."""
+    """What was measured with one and with two processes; a hang ends in the time limit."""
     output_dir = tmp_path_factory.mktemp(f"processes{request.param}")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={request.param}"]
-    done = subprocess.run(
-        [*command, __file__, str(output_dir)],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = processes.launch(request.param, __file__, str(output_dir), folder=output_dir)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((output_dir / "measured.json").read_text())
 
