@@ -313,7 +313,7 @@ def test_an_imported_benchmark_has_no_images_to_read(tmp_path):
     assert "image not to be had: unknown benchmark" in build_page(side_by_side(*folders)).html
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@pytest.mark.needs("chromium")
 def test_the_page_in_a_browser(six, tmp_path):
     """Opened at the second item where only the first run is right: that one is shown, the others are hidden."""
     both = side_by_side(*six)
