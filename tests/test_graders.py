@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -59,7 +60,7 @@ COUNTS = pytest.mark.real_data("OlympiadBench's bare golds", "olympiad_bench.jso
     indirect=True,
 )
 def test_verdicts_are_those_of_lightevals_metric(file, root, grading_pool):
-    """Right answers, wrong answers, bare answers and chatter: identical marks, one by one."""
+    """Right and wrong answers, bare answers, chatter, second thoughts and near misses: identical marks, one by one."""
     from lighteval.models.model_output import ModelResponse
     from lighteval.tasks.requests import Doc
 
@@ -70,6 +71,10 @@ def test_verdicts_are_those_of_lightevals_metric(file, root, grading_pool):
     for i, row in enumerate(rows[:120]):
         own, other = (str(r["answer"]).replace("$", "") for r in (row, rows[i - 1]))
         pairs += [(row[gold], styles[i % 3] % own), (row[gold], styles[(i + 1) % 3] % other)]
+        first, second = (own, other) if i % 2 else (other, own)
+        pairs += [(row[gold], f"Perhaps the final answer is ${first}$. But no: $\\boxed{{{second}}}$")]
+        if re.fullmatch(r"\d+\.\d+", own):  # beyond five digits, and within them
+            pairs += [(row[gold], styles[0] % f"{own}{digits}") for digits in ("000000001", "01")]
     metric = _lighteval_metric(grader == "math_latex_gold")
     expected = [metric.compute(Doc(query="", choices=[g], gold_index=0), ModelResponse(text=[p])) for g, p in pairs]
     got = grading_pool.grade(grader, pairs)
