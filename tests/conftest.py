@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random checkpoint and the folder of real benchmark questions, where there is one."""
+"""Shared fixtures: a tiny random checkpoint and benchmark files of our own; for the real ones see needs.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis  # noqa: F401  (asks who refers to trio's random generator, and a frozen module does not show)
+import own_data
 import pytest
 
-pytest_plugins = ["tiers"]
-ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["tiers", "needs"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores; torch reads it when it is imported
@@ -49,13 +49,19 @@ def frozen():
 
 
 @pytest.fixture(scope="session")
-def data_root() -> Path:
-    """Folder with the real benchmark questions (EVAL_DATA_ROOT, or shared/data beside the checkout)."""
-    candidates = [os.environ.get("EVAL_DATA_ROOT"), ROOT.parent / "shared" / "data"]
-    for candidate in candidates:
-        if candidate and (Path(candidate) / "aime_2024.jsonl").exists():
-            return Path(candidate)
-    pytest.skip("no real benchmark questions here: set EVAL_DATA_ROOT to a folder with aime_2024.jsonl and the others")
+def own_data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a file of our own for each benchmark, in the hub's columns and of the expected length."""
+    folder = tmp_path_factory.mktemp("own_data")
+    own_data.write(folder)
+    return folder
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest) -> Path:
+    """By its parameter: ``own`` as above, ``hand_made`` (short files, without the generated rows), or ``real``."""
+    if request.param == "hand_made":
+        return own_data.FOLDER
+    return request.getfixturevalue({"own": "own_data_root", "real": "data_root"}[request.param])
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import own_data
 import pytest
 
 from eval_harness.benchmarks import get_benchmark, prompts_hash
@@ -21,9 +22,40 @@ PUBLIC_HASHES = {
     "minerva": "2380609739db80f4",
     "olympiadbench": "96eebb759f237c57",
 }
+OWN_HASHES = {
+    "aime24": "43eb998b39259bf3",
+    "math500": "8a26229286dd74d2",
+    "amc23": "a7e758ebbb852fc4",
+    "minerva": "a10d92690e410ae8",
+    "olympiadbench": "6fa548120ea128e2",
+}
+"""Of the hand-made rows under TEMPLATE, by an XXH64 in plain Python that gives PUBLIC_HASHES for the real files."""
+TEMPLATE = (
+    "Solve the following math problem efficiently and clearly.  "
+    "The last line of your response should be of the following format: 'Therefore, the final answer is: "
+    "$\\boxed{ANSWER}$. I hope it is correct' (without quotes) where ANSWER is just the final number or expression "
+    "that solves the problem. Think step by step before answering.\n\n"
+)
 TINY = list(SUITES)
 
 
+def hand_made_items(name, folder):
+    """The items of the hand-made rows, which come first in our own file."""
+    return get_benchmark(name).load(folder)[: len(own_data.hand_made(name))]
+
+
+@pytest.mark.parametrize("name", OWN_HASHES)
+def test_prompts_and_their_hash_are_those_of_the_published_template(name, own_data_root):
+    benchmark = get_benchmark(name)
+    assert len(benchmark.load(own_data_root)) == benchmark.num_items
+    items = hand_made_items(name, own_data_root)
+    asked = [TEMPLATE + row[benchmark.question_field] for row in own_data.hand_made(name)]
+    assert [item.prompt for item in items] == asked
+    assert prompts_hash(items) == prompts_hash(items[::-1]) == OWN_HASHES[name]
+    assert all(item.gold.strip() for item in items)
+
+
+@pytest.mark.real_data("prompt hashes and item counts", *(get_benchmark(n).source.local_file for n in PUBLIC_HASHES))
 @pytest.mark.parametrize("name", PUBLIC_HASHES)
 def test_prompts_reproduce_the_hashes_of_public_result_files(name, data_root):
     items = get_benchmark(name).load(data_root)
@@ -32,10 +64,10 @@ def test_prompts_reproduce_the_hashes_of_public_result_files(name, data_root):
     assert all(item.gold.strip() for item in items)
 
 
-def test_the_hash_sees_a_single_changed_blank(data_root):
-    items = get_benchmark("aime24").load(data_root)
+def test_the_hash_sees_a_single_changed_blank(own_data_root):
+    items = hand_made_items("aime24", own_data_root)
     items[3] = items[3].model_copy(update={"prompt": items[3].prompt + " "})
-    assert prompts_hash(items) != PUBLIC_HASHES["aime24"]
+    assert prompts_hash(items) != OWN_HASHES["aime24"]
 
 
 def test_decoding_is_the_documented_one():
@@ -133,6 +165,6 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch):
         source.rows(None)
 
 
-def test_local_copies_work_unchanged_in_another_folder(data_root, tmp_path):
-    shutil.copy(data_root / "amc_23.jsonl", tmp_path)
-    assert prompts_hash(get_benchmark("amc23").load(tmp_path)) == PUBLIC_HASHES["amc23"]
+def test_local_copies_work_unchanged_in_another_folder(own_data_root, tmp_path):
+    shutil.copy(own_data_root / "amc_23.jsonl", tmp_path)
+    assert prompts_hash(hand_made_items("amc23", tmp_path)) == OWN_HASHES["amc23"]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from eval_harness.errors import UserError
+from eval_harness.sources import read_jsonl
 from gpg_repro.datasets import all_training_sets, get_training_set
 from gpg_repro.prompts import OPEN_R1_THINK, QWEN_BOXED
 from gpg_repro.rewards import unreadable_golds
@@ -34,18 +35,28 @@ def test_math_lighteval(tmp_path):
         get_training_set("math_lighteval").rows(None, None, 0, root)
 
 
+def _with_answers(root, tmp_path):
+    """A training file's rows as they are, and as read with the bare answer in the place of the solution they lack."""
+    given = read_jsonl(root / "train" / "math_train.jsonl")
+    copies = [{"problem": r["problem"], "solution": f"$\\boxed{{{r['answer'] or ''}}}$"} for r in given]
+    rows = get_training_set("math_lighteval").rows(None, len(given), 0, _write(tmp_path, "math_lighteval", copies))
+    assert [row["prompt"][-1]["content"] for row in rows] == [r["problem"] for r in given]
+    return given, rows
+
+
+def test_math_lighteval_keeps_texts_and_finds_the_gold_that_cannot_be_read(own_data_root, tmp_path):
+    given, rows = _with_answers(own_data_root, tmp_path)
+    assert [r["problem"] for r in given if not r["answer"]] == ["Which number was lost?"]
+    assert unreadable_golds((row["solution"] for row in rows), ["accuracy"]) == {"$\\boxed{}$"}
+
+
+@pytest.mark.real_data("MATH's training problems", "train/math_train.jsonl")
 def test_math_lighteval_from_real_rows(data_root, tmp_path):
-    """7,474 of the 7,500 real problems, with the bare answer in the place of the solution that the copy lacks."""
-    path = data_root / "train" / "math_train.jsonl"
-    if not path.exists():
-        pytest.skip("no train/math_train.jsonl among the real data")
-    real = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    copies = [{"problem": r["problem"], "solution": f"$\\boxed{{{r['answer'] or ''}}}$"} for r in real]
-    rows = get_training_set("math_lighteval").rows(None, len(real), 0, _write(tmp_path, "math_lighteval", copies))
-    assert [row["prompt"][-1]["content"] for row in rows] == [r["problem"] for r in real]
-    empty = sum(not r["answer"] for r in real)
+    """7,474 of the 7,500 real problems."""
+    given, rows = _with_answers(data_root, tmp_path)
+    empty = sum(not r["answer"] for r in given)
     unreadable = unreadable_golds((row["solution"] for row in rows[:400]), ["accuracy"])
-    assert len(unreadable) <= 1 + empty and len(rows) == len(real) > 7000
+    assert len(unreadable) <= 1 + empty and len(rows) == len(given) > 7000
 
 
 def test_simplerl_brings_its_whole_prompt(tmp_path):

@@ -313,6 +313,7 @@ def test_the_papers_problem_is_known_by_gold_and_words():
         figure_3.find_problem([wanted, wanted])
 
 
+@pytest.mark.real_data("Figure 3's problem", "aime_2024.jsonl")
 def test_the_papers_problem_is_in_the_benchmark_once(data_root):
     one = sample(0, True, True)
     items = get_benchmark("aime24").load(data_root)

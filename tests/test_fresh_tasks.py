@@ -254,6 +254,11 @@ def test_the_grader_accepts_the_gold_and_rejects_a_wrong_answer():
             assert (verdict.correct, verdict.correct_strict, verdict.gold_fallback) == (mark, mark, False), said
 
 
+REAL_QUESTIONS = dict.fromkeys(("aime_2024", "math_500", "amc_23", "minerva_math", "train/math_train"), "problem")
+REAL_QUESTIONS["olympiad_bench"] = "question"
+
+
+@pytest.mark.real_data("no fresh problem in a real set", *(f"{name}.jsonl" for name in REAL_QUESTIONS))
 def test_no_problem_of_a_real_set(data_root):
     """No shared text, and no real question that is one of ours but for its numbers."""
 
@@ -261,8 +266,6 @@ def test_no_problem_of_a_real_set(data_root):
         return re.sub(r"[\d\s$\\{}]+", "", text).lower()
 
     ours = {skeleton(p.question) for seed in SEEDS for p in drawn(seed)}
-    columns = dict.fromkeys(("aime_2024", "math_500", "amc_23", "minerva_math", "train/math_train"), "problem")
-    columns["olympiad_bench"] = "question"
-    lines = {name: (data_root / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in columns}
-    theirs = {skeleton(json.loads(line)[column]) for name, column in columns.items() for line in lines[name]}
+    lines = {name: (data_root / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in REAL_QUESTIONS}
+    theirs = {skeleton(json.loads(line)[column]) for name, column in REAL_QUESTIONS.items() for line in lines[name]}
     assert len(theirs) > 5000 and not ours & theirs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from eval_harness.errors import UserError
 from eval_harness.graders.pool import GradingPool
+from eval_harness.sources import read_jsonl
 
 CASES = json.loads((Path(__file__).parent / "cases" / "math_graders.json").read_text(encoding="utf-8"))
 
@@ -39,28 +41,41 @@ def _lighteval_metric(latex_gold: bool):
     )
 
 
+GOLDS = {
+    "aime_2024": ("answer", "math_expression_gold"),
+    "amc_23": ("answer", "math_expression_gold"),
+    "math_500": ("solution", "math_latex_gold"),
+    "minerva_math": ("solution", "math_latex_gold"),
+    "olympiad_bench": ("answer", "math_latex_gold"),
+}
+"""File -> its column of golds and their grader."""
+EQUALITY = pytest.mark.real_data("equality with lighteval's metric", *(f"{file}.jsonl" for file in GOLDS))
+COUNTS = pytest.mark.real_data("OlympiadBench's bare golds", "olympiad_bench.jsonl")
+
+
 @pytest.mark.full("thousands of answers through lighteval")
+@pytest.mark.parametrize("file", GOLDS)
 @pytest.mark.parametrize(
-    ("file", "gold", "answer", "grader"),
-    [
-        ("aime_2024", "answer", "answer", "math_expression_gold"),
-        ("amc_23", "answer", "answer", "math_expression_gold"),
-        ("math_500", "solution", "answer", "math_latex_gold"),
-        ("minerva_math", "solution", "answer", "math_latex_gold"),
-        ("olympiad_bench", "answer", "answer", "math_latex_gold"),
-    ],
+    "root",
+    ["hand_made", pytest.param("real", marks=[EQUALITY, pytest.mark.long("hundreds of answers, read twice")])],
+    indirect=True,
 )
-def test_verdicts_are_those_of_lightevals_metric(file, gold, answer, grader, data_root, grading_pool):
-    """Right answers, wrong answers, bare answers and chatter over real golds: identical marks, one by one."""
+def test_verdicts_are_those_of_lightevals_metric(file, root, grading_pool):
+    """Right and wrong answers, bare answers, chatter, second thoughts and near misses: identical marks, one by one."""
     from lighteval.models.model_output import ModelResponse
     from lighteval.tasks.requests import Doc
 
-    rows = [json.loads(line) for line in (data_root / f"{file}.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    gold, grader = GOLDS[file]
+    rows = read_jsonl(root / f"{file}.jsonl")
     styles = ("Therefore, the final answer is: $\\boxed{%s}$. I hope it is correct", "The answer is %s", "\\boxed{%s}")
     pairs = []
     for i, row in enumerate(rows[:120]):
-        own, other = str(row[answer]).replace("$", ""), str(rows[i - 1][answer]).replace("$", "")
+        own, other = (str(r["answer"]).replace("$", "") for r in (row, rows[i - 1]))
         pairs += [(row[gold], styles[i % 3] % own), (row[gold], styles[(i + 1) % 3] % other)]
+        first, second = (own, other) if i % 2 else (other, own)
+        pairs += [(row[gold], f"Perhaps the final answer is ${first}$. But no: $\\boxed{{{second}}}$")]
+        if re.fullmatch(r"\d+\.\d+", own):  # beyond five digits, and within them
+            pairs += [(row[gold], styles[0] % f"{own}{digits}") for digits in ("000000001", "01")]
     metric = _lighteval_metric(grader == "math_latex_gold")
     expected = [metric.compute(Doc(query="", choices=[g], gold_index=0), ModelResponse(text=[p])) for g, p in pairs]
     got = grading_pool.grade(grader, pairs)
@@ -69,13 +84,20 @@ def test_verdicts_are_those_of_lightevals_metric(file, gold, answer, grader, dat
 
 
 @pytest.mark.full("hundreds of golds through lighteval")
-def test_bare_olympiad_golds_are_flagged_and_read_fairly(data_root, grading_pool):
-    rows = [json.loads(x) for x in (data_root / "olympiad_bench.jsonl").read_text(encoding="utf-8").split("\n") if x]
+@pytest.mark.parametrize(
+    ("root", "num_bare", "num_right", "num_strict"),
+    [("hand_made", 7, 15, 16), pytest.param("real", 409, 660, 660, marks=COUNTS)],
+    indirect=["root"],
+)
+def test_bare_olympiad_golds_are_flagged_and_read_fairly(root, num_bare, num_right, num_strict, grading_pool):
+    """Of our 16, 2, 224, 5.5, 5/9, -4, 4 and 24 are bare; as raw text, 5/9 is not the fraction that is read."""
+    rows = read_jsonl(root / "olympiad_bench.jsonl")
     verdicts = grading_pool.grade(
         "math_latex_gold", [(r["answer"], f"$\\boxed{{{r['answer'].strip('$')}}}$") for r in rows]
     )
-    assert sum(v.gold_fallback for v in verdicts) == 409
-    assert sum(v.correct_strict for v in verdicts) >= sum(v.correct for v in verdicts) >= 660
+    assert sum(v.gold_fallback for v in verdicts) == num_bare
+    assert sum(v.correct_strict for v in verdicts) >= sum(v.correct for v in verdicts) >= num_right
+    assert sum(v.correct_strict for v in verdicts) >= num_strict
     integers = [r["answer"] for r in rows if r["answer"].isdigit()]
     decimals = grading_pool.grade("math_latex_gold", [(gold, f"$\\boxed{{{gold}.0}}$") for gold in integers])
     assert not any(v.correct for v in decimals) and all(v.correct_strict for v in decimals)

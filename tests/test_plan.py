@@ -353,24 +353,31 @@ def test_a_training_by_vllm_is_the_recipes(tmp_path):
     assert build_plan("table3").trainings[0].state.startswith("finished")
 
 
-def test_given_lengths_and_real_prompts_are_taken(data_root):
-    plan = build_plan("table3", completion_tokens={"aime24": 9_000}, data_root=data_root)
+def test_given_lengths_and_prompts_at_hand_are_taken(own_data_root):
+    plan = build_plan("table3", completion_tokens={"aime24": 9_000}, data_root=own_data_root)
     aime, math500 = (
         next(m for m in plan.evaluations[0].measurements if m.benchmark == n) for n in ("aime24", "math500")
     )
     assert (aime.completion_tokens, aime.completions_known) == (Range(9_000, 9_000), "given")
     assert math500.completions_known == "assumed" and math500.prompts_counted == "characters of its prompts"
-    assert aime.prompt_tokens.low == pytest.approx(664.2 / 3.5 + 30, abs=1)
+    characters = sum(len(item.prompt) for item in get_benchmark("aime24").load(own_data_root)) / 30
+    assert abs(characters - costs.PROMPT_CHARACTERS["aime24"]) > 100  # not the assumption
+    assert aime.prompt_tokens.low == pytest.approx(characters / 3.5 + 30, abs=1)
+
+
+@pytest.mark.real_data("length of AIME's prompts", "aime_2024.jsonl")
+def test_the_assumed_length_is_that_of_the_real_prompts(data_root):
+    assert sum(len(item.prompt) for item in get_benchmark("aime24").load(data_root)) / 30 == pytest.approx(664.2, abs=1)
     assert costs.PROMPT_CHARACTERS["aime24"] == pytest.approx(664.2, abs=1)
 
 
-def test_prompts_are_counted_by_a_tokenizer_that_is_at_hand(data_root, random_checkpoint, monkeypatch):
+def test_prompts_are_counted_by_a_tokenizer_that_is_at_hand(own_data_root, random_checkpoint, monkeypatch):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(random_checkpoint)
     monkeypatch.setattr("gpg_repro.plan.local_tokenizer", lambda model, revision: tokenizer)
-    found = build_plan("table3", data_root=data_root).evaluations[0].measurements[0]
-    prompts = [item.prompt for item in get_benchmark("aime24").load(data_root)]
+    found = build_plan("table3", data_root=own_data_root).evaluations[0].measurements[0]
+    prompts = [item.prompt for item in get_benchmark("aime24").load(own_data_root)]
     mean = sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts) / 30
     assert found.prompts_counted == "its prompts, by the tokenizer" and found.prompt_tokens == Range.of(mean + 30)
 

@@ -189,22 +189,22 @@ def test_existing_relative_paths_and_the_host_are_shortened(tmp_path, monkeypatc
 
 
 @pytest.mark.full("evaluations with lighteval's graders")
-def test_a_run_says_where_its_numbers_come_from(random_checkpoint, data_root, quick, tmp_path, monkeypatch):
+def test_a_run_says_where_its_numbers_come_from(random_checkpoint, own_data_root, quick, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_token_value")
     monkeypatch.setattr(
         sys,
         "orig_argv",
-        [sys.executable, "-m", "eval_harness", "run", "--data-root", str(data_root), "--token", "s3cret"],
+        [sys.executable, "-m", "eval_harness", "run", "--data-root", str(own_data_root), "--token", "s3cret"],
     )
     home = tmp_path / "home-of-jane"
     out = evaluate(
         str(random_checkpoint), ["aime24", "tiny_sums"], engine="transformers", limit=2, out=home / "run",
-        data_root=data_root, overrides=Overrides(max_new_tokens=4), decoding={"temperature": 0.5}, progress=False,
+        data_root=own_data_root, overrides=Overrides(max_new_tokens=4), decoding={"temperature": 0.5}, progress=False,
         chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}",
     )  # fmt: skip
     run = records.read_run(out)
     found, (session,) = run.provenance, run.provenance["sessions"]
-    content = xxhash.xxh3_128((data_root / "aime_2024.jsonl").read_bytes()).hexdigest()
+    content = xxhash.xxh3_128((own_data_root / "aime_2024.jsonl").read_bytes()).hexdigest()
     aime = found["benchmarks"]["aime24"]
     assert aime["data"] == {"kind": "local", "file": "aime_2024.jsonl", "content_hash": content}
     assert aime["grader"]["name"] == "math_expression_gold" and aime["grader"]["version"] == 1
@@ -219,7 +219,7 @@ def test_a_run_says_where_its_numbers_come_from(random_checkpoint, data_root, qu
     assert session["command"][:4] == ["python", "-m", "eval_harness", "run"]
     assert session["command"][-1] == "***" and session["environment"] == run.environment
     text = json.dumps([found, run.environment, run.engine, run.model])
-    for word in ("hf_secret", "s3cret", "jane", str(tmp_path), str(data_root), str(Path.home()), str(ROOT)):
+    for word in ("hf_secret", "s3cret", "jane", str(tmp_path), str(own_data_root), str(Path.home()), str(ROOT)):
         assert word not in text, word
     assert socket.gethostname() not in text and (getpass.getuser() == "root" or getpass.getuser() not in text)
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ["table_03", "figure_2"]
 SHOTS = ROOT / "build" / "report_test_shots"
 PHONE, DESKTOP = (390, 844), (1400, 1000)
-pytestmark = pytest.mark.full("a browser over a built report")
+pytestmark = [pytest.mark.full("a browser over a built report"), pytest.mark.needs("chromium")]
 
 
 def _needed(found, what: str):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval_harness.errors import UserError
+from eval_harness.sources import read_jsonl
 from gpg_repro.prompts import OPEN_R1_BOXED, OPEN_R1_THINK, OPEN_RS, PAPER_B3, QWEN_BOXED
 from gpg_repro.rewards import (
     GRADERS,
@@ -80,14 +81,17 @@ def test_what_is_unreadable_is_what_is_paid_to_everyone():
             assert paid == (gold in unreadable_golds([gold], [name])), (name, gold)
 
 
-def test_real_golds_are_readable(data_root):
-    """The bare answers of MATH's train split: all can be read, and each pays its own text in a box."""
-    path = data_root / "train" / "math_train.jsonl"
-    if not path.exists():
-        pytest.skip("no train/math_train.jsonl among the real data")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    golds = sorted({row["answer"] for row in rows if row["answer"]})[::30]
-    assert len(golds) > 60
+REAL = pytest.mark.real_data("MATH's training golds", "train/math_train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("root", "step", "at_least"), [("own", 1, 40), pytest.param("real", 30, 60, marks=REAL)], indirect=["root"]
+)
+def test_bare_golds_are_readable(root, step, at_least):
+    """The bare answers of a training set as MATH's: all can be read, and each pays its own text in a box."""
+    rows = read_jsonl(root / "train" / "math_train.jsonl")
+    golds = sorted({row["answer"] for row in rows if row["answer"]})[::step]
+    assert len(golds) > at_least
     assert unreadable_golds(golds, ["accuracy_lv35"]) == set()
     paid = accuracy_lv35_reward([f"so $\\boxed{{{gold}}}$" for gold in golds], golds)
     lost = [gold for gold, reward in zip(golds, paid, strict=True) if not reward]

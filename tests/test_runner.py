@@ -43,10 +43,9 @@ def _lines(folder: Path) -> dict[str, list[str]]:
 
 @needs_vllm
 @VLLM
-def test_the_five_real_benchmarks_through_vllm(random_checkpoint, data_root, tmp_path, any_engine):
-    """Longest questions included: the checkpoint's context takes any of them."""
+def test_the_five_text_benchmarks_through_vllm(random_checkpoint, own_data_root, tmp_path, any_engine):
     out = evaluate(
-        str(random_checkpoint), FIVE, engine="vllm", data_root=data_root, limit=6, out=tmp_path / "run",
+        str(random_checkpoint), FIVE, engine="vllm", data_root=own_data_root, limit=6, out=tmp_path / "run",
         overrides=Overrides(samples=2, max_new_tokens=24), progress=False,
     )  # fmt: skip
     run = records.read_run(out)
@@ -232,7 +231,7 @@ def test_failed_items_stay_in_the_denominator(random_checkpoint, tmp_path, monke
     assert failed[0].correct is None and "context" in failed[0].reason
 
 
-def test_refusals_before_any_work(random_checkpoint, data_root, tmp_path, capsys):
+def test_refusals_before_any_work(random_checkpoint, tmp_path, capsys):
     model = str(random_checkpoint)
 
     def refused(*arguments: str) -> str:

@@ -447,8 +447,8 @@ def test_paper_scale_lists_everything_missing_before_any_work(tmp_path, monkeypa
     assert "10 things are missing" in text and not any(tmp_path.iterdir())
 
 
-def test_paper_scale_takes_local_copies_from_the_environment(tmp_path, monkeypatch, data_root):
-    monkeypatch.setenv("EVAL_DATA_ROOT", str(data_root))
+def test_paper_scale_takes_local_copies_from_the_environment(tmp_path, monkeypatch, own_data_root):
+    monkeypatch.setenv("EVAL_DATA_ROOT", str(own_data_root))
     with pytest.raises(UserError, match="5 things are missing"):
         run_table(TABLE, "paper", engine="transformers", results=tmp_path)
 
@@ -460,9 +460,9 @@ def _paper_training(root: Path, name: str, overrides: tuple[str, ...] = (), seed
     return folder
 
 
-def test_unpublished_rows_at_paper_scale_name_the_training_command(tmp_path, monkeypatch, data_root):
+def test_unpublished_rows_at_paper_scale_name_the_training_command(tmp_path, monkeypatch, own_data_root):
     """Nothing but the base could be measured: every row is named. With one trained here, only the base is missing."""
-    monkeypatch.setenv("EVAL_DATA_ROOT", str(data_root))
+    monkeypatch.setenv("EVAL_DATA_ROOT", str(own_data_root))
     with pytest.raises(UserError) as error:
         run_table(get_table(1), "paper", engine="transformers", results=tmp_path)
     assert "8 things are missing" in str(error.value)

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval_harness import tiny_tasks
+from eval_harness.sources import read_jsonl
 from eval_harness.tiny_tasks import SUITES, Problem, mixture
 from gpg_repro.tiny import TRAIN_MIXTURES, build_base, train_rows, warmup
 from gpg_repro.tiny.model import build_model
@@ -228,10 +229,15 @@ def test_random_unicode_comes_back(reloaded):
         assert reloaded.decode(reloaded.encode(text)) == text
 
 
-def test_real_questions_come_back_and_fit(reloaded, data_root):
-    for path in data_root.glob("*.jsonl"):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
+REAL = pytest.mark.real_data("real questions in the tiny tokenizer", "aime_2024.jsonl", "olympiad_bench.jsonl")
+
+
+@pytest.mark.parametrize("root", ["hand_made", pytest.param("real", marks=REAL)], indirect=True)
+def test_questions_come_back_and_fit(reloaded, root):
+    files = sorted(root.glob("*.jsonl"))
+    assert len(files) >= 6
+    for path in files:
+        for row in read_jsonl(path):
             question = row.get("problem") or row.get("question") or ""
             ids = reloaded.apply_chat_template(
                 [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False

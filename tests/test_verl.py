@@ -1,8 +1,8 @@
-"""GPG inside verl. What needs its code is skipped without it; `make test-verl` fetches it (docs/verl.md)."""
+"""GPG inside verl. What needs its code is left out without it; `make test-verl` fetches it (docs/verl.md)."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import random
 import sys
 from pathlib import Path
@@ -230,13 +230,12 @@ def test_the_configuration_is_the_recipe():
 @pytest.fixture(scope="module")
 def core_algos():
     """verl's registry and losses, with our estimators registered."""
-    if importlib.util.find_spec("verl") is None:
-        pytest.skip("verl is not installed; make test-verl")
     register()
     return importlib.import_module("verl.trainer.ppo.core_algos")
 
 
-@pytest.mark.full("needs verl, whose imports take long")
+@pytest.mark.needs("verl")
+@pytest.mark.long("needs verl, whose imports take long")
 @pytest.mark.parametrize("f_norm", F_NORMS)
 def test_verl_dispatches_to_our_estimator(core_algos, f_norm):
     import numpy as np
@@ -257,7 +256,8 @@ def test_verl_dispatches_to_our_estimator(core_algos, f_norm):
     assert torch.equal(data.batch["advantages"], expected) and torch.equal(data.batch["returns"], expected)
 
 
-@pytest.mark.full("needs verl, whose imports take long")
+@pytest.mark.needs("verl")
+@pytest.mark.long("needs verl, whose imports take long")
 def test_verls_own_estimator_counts_wrong_answers_instead(core_algos):
     batch = batch_of(MIXED)
     advantages = {
@@ -271,7 +271,8 @@ def test_verls_own_estimator_counts_wrong_answers_instead(core_algos):
     torch.testing.assert_close(advantages["gpg"], 16 / 7 * unscaled, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.full("needs verl, whose imports take long")
+@pytest.mark.needs("verl")
+@pytest.mark.long("needs verl, whose imports take long")
 @pytest.mark.parametrize(
     ("estimator", "loss_agg_mode", "normalization"),
     [
@@ -310,7 +311,8 @@ def test_verls_loss_is_ours_in_any_layout(core_algos, estimator, loss_agg_mode, 
     assert gradient.any()
 
 
-@pytest.mark.full("needs verl, whose imports take long")
+@pytest.mark.needs("verl")
+@pytest.mark.long("needs verl, whose imports take long")
 def test_verl_accepts_the_configuration(core_algos):
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
@@ -396,7 +398,8 @@ def sampler(core_algos, monkeypatch):
 EASY, HARD, VALID, HALF = [1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.1, 0.1]
 
 
-@pytest.mark.full("needs verl, whose imports take long")
+@pytest.mark.needs("verl")
+@pytest.mark.long("needs verl, whose imports take long")
 @pytest.mark.parametrize(
     ("beta_th", "chosen", "metrics"),
     [
@@ -419,7 +422,8 @@ def test_draws_go_on_until_the_threshold(sampler, beta_th, chosen, metrics):
     assert store.polls == 2 * metrics[0]  # each draw was waited for
 
 
-@pytest.mark.full("needs verl, whose imports take long")
+@pytest.mark.needs("verl")
+@pytest.mark.long("needs verl, whose imports take long")
 def test_after_max_draws_the_batch_is_taken_as_it_is(sampler, caplog):
     store, buffer = sampler([[HARD, HARD], [HARD, []], [VALID, VALID]], beta_th=0.5, max_draws=2)
     batch, report = buffer.sample(global_steps=7, partition_id="train", batch_size=2)
@@ -428,7 +432,8 @@ def test_after_max_draws_the_batch_is_taken_as_it_is(sampler, caplog):
     assert "Step 7: 0 of 2 groups are valid after 2 draws" in caplog.text
 
 
-@pytest.mark.full("needs verl, whose imports take long")
+@pytest.mark.needs("verl")
+@pytest.mark.long("needs verl, whose imports take long")
 @pytest.mark.parametrize(
     ("trainer_mode", "settings", "message"),
     [

@@ -314,7 +314,7 @@ def test_an_imported_benchmark_has_no_images_to_read(tmp_path):
 
 
 @pytest.mark.full("a browser")
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@pytest.mark.needs("chromium")
 def test_the_page_in_a_browser(six, tmp_path):
     """Opened at the second item where only the first run is right: that one is shown, the others are hidden."""
     both = side_by_side(*six)

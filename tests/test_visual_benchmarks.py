@@ -18,7 +18,7 @@ from eval_harness.images import ImageError, decode, encode
 from eval_harness.reasonseg import read_annotation
 from eval_harness.records import Sample
 from eval_harness.runner import Overrides, evaluate, verify
-from eval_harness.sources import Hub
+from eval_harness.sources import Hub, read_jsonl
 
 CLASSIFICATION = ("flowers102", "pets37", "fgvc_aircraft", "cars196")
 THINK = "Output the thinking process in <think> </think> and"
@@ -81,9 +81,7 @@ def cv_hub(tmp_path, monkeypatch):
 # prompts -----------------------------------------------------------------------------------------------------------
 
 
-def test_cvbench_prompts_of_the_complete_real_row(data_root):
-    """The one row of the hub that is known in full: its prompt column is kept, and can be rebuilt from the options."""
-    row, *incomplete = (json.loads(line) for line in (data_root / "cv_bench_examples.jsonl").open(encoding="utf-8"))
+def _cvbench_prompts(row, incomplete):
     benchmark = get_benchmark("cvbench")
     item = benchmark.item(0, row)
     assert item.prompt == BASE
@@ -94,6 +92,19 @@ def test_cvbench_prompts_of_the_complete_real_row(data_root):
     for index, row in enumerate(incomplete, start=1):  # options and letters are not known: no question to ask
         with pytest.raises(UserError, match=f"cvbench, item {index} .*choices is None"):
             benchmark.item(index, row)
+
+
+def test_cvbench_prompts_of_a_complete_row():
+    """The prompt column is kept, and can be rebuilt from the options."""
+    unknown = {"choices": None, "answer": None, "prompt": None}
+    _cvbench_prompts(cv_row(filename="img/2D/count/ade20k_10.png"), [cv_row(i, **unknown) for i in range(1, 5)])
+
+
+@pytest.mark.real_data("CV-Bench's one complete row", "cv_bench_examples.jsonl")
+def test_cvbench_prompts_of_the_complete_real_row(data_root):
+    """The same with the one row of the hub that is known in full."""
+    row, *incomplete = read_jsonl(data_root / "cv_bench_examples.jsonl")
+    _cvbench_prompts(row, incomplete)
 
 
 def test_cvbench_variants_ask_the_same_items_otherwise():
@@ -110,17 +121,31 @@ def test_cvbench_variants_ask_the_same_items_otherwise():
     ]
 
 
-def test_geoqa_loads_the_real_list(data_root):
-    items = get_benchmark("geoqa").load(data_root)
+REAL_GEOQA = pytest.mark.real_data("GEOQA's questions", "geoqa_test_prompts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("root", "question", "gold"),
+    [
+        ("own", "As drawn, triangle PQR has the angles P = 50.0 and Q = 70.0, then the size of angle R is ()", "60°"),
+        pytest.param(
+            "real",
+            "As shown in the figure, in triangle ABC, it is known that angle A = 80.0, angle B = 60.0, DE parallel  "
+            "BC, then the size of angle CED is ()",
+            "140°",
+            marks=REAL_GEOQA,
+        ),
+    ],
+    indirect=["root"],
+    ids=["own", "real"],
+)
+def test_geoqa_loads_the_list(root, question, gold):
+    items = get_benchmark("geoqa").load(root)
     assert len(items) == 754
-    assert items[0].images == ("./Geo170K/images/test/0.png",) and items[0].gold == "140°"
+    assert items[0].images == ("./Geo170K/images/test/0.png",) and items[0].gold == gold
     assert items[753].images == ("./Geo170K/images/test/753.png",)
-    question = (
-        "As shown in the figure, in triangle ABC, it is known that angle A = 80.0, angle B = 60.0, DE parallel  BC, "
-        "then the size of angle CED is ()"
-    )
     assert items[0].prompt == f"{question} {THINK} final answer (number) in <answer> </answer> tags."
-    rows = [json.loads(line) for line in (data_root / "geoqa_test_prompts.jsonl").open(encoding="utf-8")]
+    rows = read_jsonl(root / "geoqa_test_prompts.jsonl")
     assert [item.gold for item in items] == [row["ground_truth"] for row in rows]
     assert all(item.prompt.startswith(row["question"] + " Output") for item, row in zip(items, rows, strict=True))
 
@@ -146,23 +171,35 @@ def test_classification_prompt(name, noun, kind):
     assert (item.gold, item.images) == ("F-16A/B", ("a.jpg",))
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "classes", "first"),
-    [
-        ("flowers102", "flowers102_test.jsonl", 102, "passion flower"),
-        ("pets37", "oxford_pets37_test.jsonl", 37, "abyssinian"),
-        ("fgvc_aircraft", "fgvc_aircraft100_test.jsonl", 100, "707-320"),
-        ("cars196", "stanford_cars196_test.jsonl", 196, "2007 Suzuki Aerio Sedan"),
-    ],
+CLASS_LISTS = {
+    "flowers102": ("flowers102_test.jsonl", 102, {"own": "made-up flower 000", "real": "passion flower"}),
+    "pets37": ("oxford_pets37_test.jsonl", 37, {"own": "made_up_pet_000", "real": "abyssinian"}),
+    "fgvc_aircraft": ("fgvc_aircraft100_test.jsonl", 100, {"own": "MX-000 A/B", "real": "707-320"}),
+    "cars196": (
+        "stanford_cars196_test.jsonl",
+        196,
+        {"own": "1990 Made-Up Model 000 Sedan", "real": "2007 Suzuki Aerio Sedan"},
+    ),
+}
+"""Name -> (file, number of classes, class of the first item)."""
+REAL_LISTS = pytest.mark.real_data(
+    "the four class lists",
+    *(file for file, *_ in CLASS_LISTS.values()),
+    *(f"classes/{file.replace('_test.jsonl', '.txt')}" for file, *_ in CLASS_LISTS.values()),
 )
-def test_real_class_lists_load(name, file, classes, first, data_root, tmp_path):
-    benchmark = get_benchmark(name)
-    items = benchmark.load(data_root)
+
+
+@pytest.mark.parametrize("root", ["own", pytest.param("real", marks=REAL_LISTS)], indirect=True)
+@pytest.mark.parametrize("name", CLASS_LISTS)
+def test_class_lists_load(name, root, tmp_path, request):
+    file, classes, firsts = CLASS_LISTS[name]
+    benchmark, first = get_benchmark(name), firsts[request.node.callspec.params["root"]]
+    items = benchmark.load(root)
     assert (len(items), len({item.gold for item in items})) == (benchmark.num_items, classes)
     assert items[0].gold == first
-    listed = (data_root / "classes" / file.replace("_test.jsonl", ".txt")).read_text(encoding="utf-8").splitlines()
+    listed = (root / "classes" / file.replace("_test.jsonl", ".txt")).read_text(encoding="utf-8").splitlines()
     assert {item.gold for item in items} == set(listed)
-    lines = (data_root / file).read_text(encoding="utf-8").splitlines()
+    lines = (root / file).read_text(encoding="utf-8").splitlines()
     (tmp_path / file).write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=f"{len(items) - 1} items, expected {len(items)}"):
         benchmark.load(tmp_path)
@@ -328,18 +365,18 @@ DISTRIBUTIONS = {
 }
 
 
+@pytest.mark.parametrize("root", ["own", pytest.param("real", marks=REAL_LISTS)], indirect=True)
 @pytest.mark.parametrize("name", CLASSIFICATION)
-def test_lists_are_built_from_the_distributions(name, data_root, tmp_path, capsys):
-    """A distribution of the public form that holds the real list's content gives that list back, line for line."""
+def test_lists_are_built_from_the_distributions(name, root, tmp_path, capsys):
+    """A distribution of the public form that holds a list's content gives that list back, line for line."""
     benchmark = get_benchmark(name)
-    real = data_root / benchmark.source.local_file
-    rows = [json.loads(line) for line in real.open(encoding="utf-8")]
+    rows = read_jsonl(root / benchmark.source.local_file)
     DISTRIBUTIONS[name](tmp_path / "dist", rows)
     out = tmp_path / "lists" / benchmark.source.local_file
     assert class_lists.main([name, "--from", str(tmp_path / "dist"), "--out", str(out)]) == 0
     assert f"{len(rows)} items of {benchmark.num_classes} classes" in capsys.readouterr().out
     assert [json.loads(line) for line in out.open(encoding="utf-8")] == rows
-    assert benchmark.load(out.parent) == benchmark.load(data_root)
+    assert benchmark.load(out.parent) == benchmark.load(root)
 
 
 def test_lists_in_small(tmp_path, monkeypatch):

@@ -124,16 +124,22 @@ def test_sat_takes_the_first_rows(hub, monkeypatch):
     assert [shown(row) for row in get_training_set("sat").rows(None, None, 0)] == [0, 1, 2, 3]
 
 
-def test_sat_sample_formats_unchanged(data_root, tmp_path):
-    """Real texts of SAT: question and options to the character, in a shuffled order that stays."""
-    path = data_root / "train" / "sat_sample.jsonl"
-    if not path.exists():
-        pytest.skip("no train/sat_sample.jsonl among the real data")
-    real = [json.loads(line) for line in path.open(encoding="utf-8")]
+REAL = pytest.mark.real_data("SAT's texts", "train/sat_sample.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("root", "num_single", "moved_between"),
+    [("own", 48, (12, 37)), pytest.param("real", 83, (20, 65), marks=REAL)],
+    indirect=["root"],
+)
+def test_sat_sample_formats_unchanged(root, num_single, moved_between, tmp_path):
+    """Question and options to the character, in a shuffled order that stays. Of our 60 rows, 12 have two images."""
+    path = root / "train" / "sat_sample.jsonl"
+    given = [json.loads(line) for line in path.open(encoding="utf-8")]
     shutil.copy(path, tmp_path / "sat.jsonl")
     rows = get_training_set("sat").rows(None, None, 0, tmp_path)
-    single = [row for row in real if len(row["images"]) == 1]
-    assert len(rows) == len(single) == 83
+    single = [row for row in given if len(row["images"]) == 1]
+    assert len(rows) == len(single) == num_single
     moved = 0
     for row, source in zip(rows, single, strict=True):
         head = f"{BEFORE}{source['question']} Choose between the following options: "
@@ -145,7 +151,7 @@ def test_sat_sample_formats_unchanged(data_root, tmp_path):
         assert sorted([*before, first, second]) == sorted(source["answers"])
         assert row["solution"] == f"<answer>{source['correct_answer']}</answer>"
         moved += not options.startswith(source["correct_answer"])
-    assert 20 < moved < 65  # the right answer, first in every source row, is anywhere
+    assert moved_between[0] < moved < moved_between[1]  # the right answer, first in every source row, is anywhere
     again = get_training_set("sat").rows(None, 5, 1, tmp_path)
     assert [asked(row) for row in again] == [asked(row) for row in rows[:5]]
 

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import own_data
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from eval_harness.graders import box as boxes
 from eval_harness.graders.base import UNFINISHED
 from eval_harness.graders.number import read_quantity
 from eval_harness.graders.tags import first_tag
+from eval_harness.sources import read_jsonl
 
 CASES = json.loads((Path(__file__).parent / "cases" / "visual_graders.json").read_text(encoding="utf-8"))
 VISUAL = ("choice", "number", "class_name", "box", "default_extraction")
@@ -43,13 +45,17 @@ def test_case(case, grading_pool):
     assert ((verdict.reason_strict or verdict.reason) == "match") is verdict.correct_strict
 
 
-@pytest.fixture(scope="session")
-def geoqa_golds(data_root) -> list[str]:
-    """The golds of the 754 real questions."""
-    path = data_root / "geoqa_test_prompts.jsonl"
-    if not path.exists():
-        pytest.skip("no geoqa_test_prompts.jsonl among the real data")
-    return [json.loads(line)["ground_truth"] for line in path.read_text(encoding="utf-8").split("\n") if line]
+GEOQA = "geoqa_test_prompts.jsonl"
+REAL_GEOQA = pytest.mark.real_data("GEOQA's golds", GEOQA)
+
+
+@pytest.fixture(params=["hand_made", pytest.param("real", marks=REAL_GEOQA)])
+def geoqa_golds(request) -> list[str]:
+    """The golds of our 31 hand-made questions, and of the 754 real ones."""
+    root = own_data.FOLDER if request.param == "hand_made" else request.getfixturevalue("data_root")
+    golds = [row["ground_truth"] for row in read_jsonl(root / GEOQA)]
+    assert len(golds) == {"hand_made": 31, "real": 754}[request.param]
+    return golds
 
 
 STYLES = (
@@ -67,10 +73,10 @@ def test_geoqa_marks_are_those_of_math_verify(geoqa_golds, grading_pool):
     from math_verify import parse, verify
 
     pairs = []
-    for i, gold in enumerate(geoqa_golds[::6]):
+    for i, gold in enumerate(geoqa_golds[:: 6 if len(geoqa_golds) == 754 else 1]):
         said = gold.replace("√", "\\sqrt").replace("π", "\\pi").replace("°", "^\\circ")
         pairs += [(gold, STYLES[i % 5].replace("{}", said)), (gold, STYLES[(i + 2) % 5].replace("{}", gold))]
-        pairs += [(geoqa_golds[i], STYLES[(i + 1) % 5].replace("{}", gold))]
+        pairs += [(geoqa_golds[i - 1], STYLES[(i + 1) % 5].replace("{}", gold))]
     expected = [bool(verify(parse(prediction), parse(gold))) for gold, prediction in pairs]
     verdicts = grading_pool.grade("number", pairs)
     assert [v.correct for v in verdicts] == expected
@@ -101,21 +107,25 @@ def test_cvbench_marks_are_those_of_math_verify(choices, grading_pool):
 
 
 def test_every_geoqa_gold_is_its_own_right_answer(geoqa_golds, grading_pool):
-    assert len(geoqa_golds) == 754
     verdicts = grading_pool.grade("number", [(gold, f"so <answer>{gold}</answer>") for gold in geoqa_golds])
     assert [g for g, v in zip(geoqa_golds, verdicts, strict=True) if not v.correct_strict] == []
     assert all(read_quantity(gold) is not None for gold in geoqa_golds)
 
 
 def test_counts_of_the_published_geoqa_rule(geoqa_golds, grading_pool):
-    """17 golds are not read; of 60 others with a root or pi only the leading coefficient is left."""
+    """17 golds are not read; of 60 others with a root or pi only the leading coefficient is left.
+
+    Of ours, 7 are not read: √{2}, √{10}, π, (√{2}+3)小时 and three fractions with a root above the line; and 10 others
+    begin with a coefficient: 49π, 11√{2}, 55πcm^{2}, 7√{3}米, 15√{2}海里, 5/6 π, 7/2 √{3}, 5√{2}-5, 35√{3}+2, 2√{19}.
+    """
+    unread, with_coefficient = {31: (7, 10), 754: (17, 60)}[len(geoqa_golds)]
     verdicts = grading_pool.grade("number", [(gold, f"= {gold}") for gold in geoqa_golds])
-    assert sum(v.gold_fallback for v in verdicts) == 17
-    assert sum(v.correct for v in verdicts) == 754 - 17
+    assert sum(v.gold_fallback for v in verdicts) == unread
+    assert sum(v.correct for v in verdicts) == len(geoqa_golds) - unread
     coefficients = [(g, re.match(r"\\frac\{\d+\}\{\d+\}|[\d.]+", g)) for g in geoqa_golds if re.search("[√π]", g)]
     pairs = [(gold, f"<answer> {found.group()} </answer>") for gold, found in coefficients if found]
     collapsed = grading_pool.grade("number", pairs)
-    assert sum(v.correct for v in collapsed) == 60
+    assert sum(v.correct for v in collapsed) == with_coefficient
     assert not any(v.correct_strict for v in collapsed)
 
 
@@ -181,20 +191,25 @@ def test_spellings_of_a_root_are_one_number(factor, radicand, unit):
     assert not read[0].equals(read_quantity(f"{factor}{unit}"))
 
 
+REAL_CLASSES = pytest.mark.real_data("names of classes", *(f"classes/{name}.txt" for name in CLASS_LISTS))
+
+
 @pytest.mark.full("every class name against every other")
-def test_class_names_stay_apart_and_are_their_own_answers(data_root, grading_pool):
-    """Under the strict rule no two classes are one; under the published rule six pairs of flowers are."""
+@pytest.mark.parametrize(
+    ("root", "at_most", "pairs"), [("own", 20, 3), pytest.param("real", 200, 6, marks=REAL_CLASSES)], indirect=["root"]
+)
+def test_class_names_stay_apart_and_are_their_own_answers(root, at_most, pairs, grading_pool):
+    """Under the strict rule no two classes are one; under the published rule some pairs of flowers are: six of the real
+    ones, and each two of our bell, blue bell and blue bell tree."""
     shared = {}
-    for name, count in CLASS_LISTS.items():
-        path = data_root / "classes" / f"{name}.txt"
-        if not path.exists():
-            pytest.skip(f"no classes/{name}.txt among the real data")
+    for name, in_list in CLASS_LISTS.items():
+        path, count = root / "classes" / f"{name}.txt", min(in_list, at_most)
         classes = path.read_text(encoding="utf-8").split("\n")[:count]
         verdicts = grading_pool.grade("class_name", [(a, f"<answer>{b}</answer>") for a in classes for b in classes])
         assert sum(v.correct_strict for v in verdicts) == count
         shared[name] = (sum(v.correct for v in verdicts) - count) // 2
         assert all(v.correct_strict for v in verdicts[:: count + 1])
-    assert shared == {name: 6 if name == "flowers102" else 0 for name in CLASS_LISTS}
+    assert shared == {name: pairs if name == "flowers102" else 0 for name in CLASS_LISTS}
 
 
 def _hostile() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The three tiers of the suite: ``--tier quick``, ``full`` (with quick), ``long`` (alone) and ``all``.
 
-A test is in the tier that its nearest marker names. ``full`` and ``long`` give the reason; a test without one is quick:
+A test is in the tier that its nearest marker names. ``full`` and ``long`` give the reason; a test without one is quick,
+or full where it is on real data (tests/needs.py):
 
     @pytest.mark.full("starts a real vLLM engine")
     @pytest.mark.long("every layout on one, two and three processes")
@@ -26,12 +27,13 @@ def tier_of(item: pytest.Item) -> str:
     Raises:
         pytest.UsageError: the marker gives no reason.
     """
-    for marker in item.iter_markers():  # the nearest first
+    nodes = reversed(item.listchain())
+    for marker in (marker for node in nodes for marker in reversed(node.own_markers)):  # that of a parameter first
         if marker.name in TIERS[1:]:
             if len(marker.args) != 1 or not isinstance(marker.args[0], str) or not marker.args[0].strip():
                 raise pytest.UsageError(f"{item.nodeid}: {marker.name} needs one reason, a string.")
             return marker.name
-    return TIERS[0]
+    return "full" if item.get_closest_marker("real_data") else "quick"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
