@@ -52,7 +52,7 @@ endif
 
 # --- Set-up ----------------------------------------------------------------------------------------------------------
 
-.PHONY: help install venv test test-verl test-newest fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
+.PHONY: help install venv test test-verl test-newest test-pythons fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
   bench lock clean FORCE
 
 help:
@@ -62,7 +62,7 @@ help:
 
 # The interpreter every target uses; quick and silent when nothing changed.
 venv:
-	@command -v '$(PYTHON)' >/dev/null || { echo "install: '$(PYTHON)' not found; Python 3.11 or 3.12 is needed" >&2; exit 2; }
+	@command -v '$(PYTHON)' >/dev/null || { echo "install: '$(PYTHON)' not found; Python 3.11, 3.12 or 3.13 is needed" >&2; exit 2; }
 	@'$(PYTHON)' scripts/install.py $(if $(filter install,$(MAKECMDGOALS)),,--quiet)
 
 install: venv ## make .venv: the GPU set when an NVIDIA GPU is visible, else the CPU set
@@ -164,6 +164,9 @@ audit-deps: venv ## known vulnerabilities of the locked packages, against requir
 
 test-newest: venv ## the tests against the newest TRL, transformers and vLLM that the ranges allow; ARGS="--beyond --all …"
 	$(PY) scripts/test_newest.py $(ARGS)
+
+test-pythons: venv ## the quick tests under each other supported Python of this machine; ARGS="-k stats …" for pytest
+	$(PY) scripts/test_pythons.py $(ARGS)
 
 lock: venv ## resolve requirements/*.in into the locks again (needs the package index)
 	$(PY) scripts/lock.py
