@@ -3,7 +3,9 @@
 # The base holds no CUDA: the locked wheels bring the CUDA 13 runtime, its compiler and its libraries, and a second copy
 # from nvidia/cuda would take gigabytes and never be loaded. From the host comes the driver alone (580 or newer).
 
-FROM python:3.11.14-slim-bookworm AS base
+# Another supported Python: --build-arg PYTHON_VERSION=3.13.11
+ARG PYTHON_VERSION=3.11.14
+FROM python:${PYTHON_VERSION}-slim-bookworm AS base
 
 # gcc: triton and torch compile small programs while they run. Debian keeps one version of a package, so none is pinned.
 # hadolint ignore=DL3008

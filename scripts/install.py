@@ -1,42 +1,76 @@
 """`make install`: make .venv and bring it to the locked requirement set of this machine. Standard library only.
 
 This front door is written for any Python 3, so that an old one gets a sentence instead of a syntax error; when it is
-not run by a supported Python, it looks for one on PATH. The work is in scripts/installer/.
+not run by a supported Python, it looks for one on this machine. The work is in scripts/installer/.
 """
 
+import glob
 import os
-import shutil
 import subprocess
 import sys
 
-OLDEST, TOO_NEW = (3, 11), (3, 13)
+# The supported versions, the last one included. Tests hold all else that names them to these two.
+OLDEST, NEWEST = (3, 11), (3, 13)
+# The pin of requirements/ that has no wheel for the version after NEWEST. `make lock` says when it has one.
+HELD_BACK_BY = "tensordict==0.10.0"
+
+
+def supported():
+    """The supported versions as text, the oldest first: ["3.11", …]."""
+    return ["%d.%d" % (OLDEST[0], minor) for minor in range(OLDEST[1], NEWEST[1] + 1)]
 
 
 def is_supported(version_info):
     """Whether the packages of requirements/ have wheels for this Python version."""
-    return OLDEST <= tuple(version_info[:2]) < TOO_NEW
+    return OLDEST <= tuple(version_info[:2]) <= NEWEST
 
 
-def find_supported_python():
-    """The newest supported python3.x on PATH that really starts (a version manager's shim may not), or None."""
-    for minor in range(TOO_NEW[1] - 1, OLDEST[1] - 1, -1):
-        path = shutil.which("python3.%d" % minor)
-        if path and subprocess.call([path, "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0:
-            return path
-    return None
+def find_pythons():
+    """[(version, path)], the newest version first, of the supported interpreters on this machine that really start.
+
+    One path a version, the first on PATH. A version manager's shim may not start; pyenv's stand beside its versions.
+    """
+    found = []
+    for version in reversed(supported()):
+        for folder in os.get_exec_path():
+            path = os.path.join(folder, "python" + version)
+            behind = os.path.join(os.path.dirname(folder), "versions", version + ".*", "bin", "python" + version)
+            candidates = [path] + (sorted(glob.glob(behind)) if os.path.basename(folder) == "shims" else [])
+            working = [candidate for candidate in candidates if starts(candidate)]
+            if working:
+                found.append((version, working[0]))
+                break
+    return found
+
+
+def starts(python):
+    """Whether this interpreter is there and runs a program."""
+    if not os.access(python, os.X_OK):
+        return False
+    return subprocess.call([python, "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+
+
+def refusal(version_info):
+    """One line: this Python is not supported, why not when it is too new, and what to do."""
+    said = "install: Python %d.%d found, %s or %s needed" % (
+        version_info[0],
+        version_info[1],
+        ", ".join(supported()[:-1]),
+        supported()[-1],
+    )
+    if tuple(version_info[:2]) > NEWEST:
+        said += " (%s has no wheel for Python %d.%d yet)" % (HELD_BACK_BY, NEWEST[0], NEWEST[1] + 1)
+    return said + "; install one, `make install PYTHON=/path/to/it`\n"
 
 
 def main(arguments):
     """Hand over to scripts/installer, under a supported Python; return the exit status."""
     if not is_supported(sys.version_info):
-        other = find_supported_python()
-        if other is None:
-            sys.stderr.write(
-                "install: Python %d.%d found, 3.11 or 3.12 needed; install one, `make install PYTHON=/path/to/it`\n"
-                % sys.version_info[:2]
-            )
+        others = find_pythons()
+        if not others:
+            sys.stderr.write(refusal(sys.version_info))
             return 2
-        return subprocess.call([other, os.path.abspath(__file__)] + arguments)
+        return subprocess.call([others[0][1], os.path.abspath(__file__)] + arguments)
     sys.dont_write_bytecode = True
     from installer.setup import run
 

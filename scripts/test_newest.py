@@ -212,7 +212,8 @@ def _compile(device: str, allowed: Mapping[str, SpecifierSet], preferred: str, b
     target = FOLDER / "requirements.txt"
     target.write_text(preferred, encoding="utf-8")
     command = [sys.executable, "-m", "uv", "pip", "compile", "newest.in", "--output-file", target.name]
-    command += ["--python-version", lock.PYTHON_VERSION, "--python-platform", lock.PLATFORM, "--no-header"]
+    this = f"{sys.version_info.major}.{sys.version_info.minor}"
+    command += ["--python-version", this, "--python-platform", lock.PLATFORM, "--no-header"]
     command += ["--no-annotate", "--quiet"]
     if device == "cpu":
         overrides = f"torch{allowed['torch']}\n" if beyond else lock.CPU_OVERRIDES

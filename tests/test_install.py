@@ -19,6 +19,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import install as front_door  # noqa: E402
+import test_pythons as other_pythons  # noqa: E402
 
 from installer import cures, plan, setup  # noqa: E402
 from installer.pip import Pip, Progress, diagnose  # noqa: E402
@@ -272,23 +273,65 @@ def test_a_second_installation_waits_for_the_first(tmp_path, capfd):
 
 
 def test_supported_pythons():
-    assert [front_door.is_supported((3, minor, 0)) for minor in (10, 11, 12, 13)] == [False, True, True, False]
+    assert front_door.supported() == ["3.11", "3.12", "3.13"]
+    accepted = [front_door.is_supported((3, minor, 0)) for minor in (10, 11, 12, 13, 14)]
+    assert accepted == [False, True, True, True, False]
 
 
-def test_an_old_python_is_refused_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(front_door.sys, "version_info", (3, 9, 18))
-    monkeypatch.setattr(front_door, "find_supported_python", lambda: None)
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ((3, 9, 18), "install: Python 3.9 found, 3.11, 3.12 or 3.13 needed; install one, "),
+        (
+            (3, 14, 0),
+            "install: Python 3.14 found, 3.11, 3.12 or 3.13 needed"
+            " (tensordict==0.10.0 has no wheel for Python 3.14 yet); install one, ",
+        ),
+    ],
+)
+def test_another_python_is_refused_in_one_line(monkeypatch, capsys, version, said):
+    monkeypatch.setattr(front_door.sys, "version_info", version)
+    monkeypatch.setattr(front_door, "find_pythons", lambda: [])
     assert front_door.main([]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("install: Python 3.9 found, 3.11 or 3.12 needed") and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(said) and printed.count("\n") == 1
 
 
-def test_another_python_is_found_when_it_really_starts(tmp_path, monkeypatch):
+def test_what_holds_the_next_python_back_is_a_pin():
+    """When that pin moves, look whether the new version has the wheel."""
+    pinned = "".join(path.read_text() for path in (SCRIPTS.parent / "requirements").glob("*.txt")).splitlines()
+    assert front_door.HELD_BACK_BY in pinned
+
+
+def test_pythons_are_found_when_they_really_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path / 'first'}:{tmp_path / 'second'}")
+    executable(tmp_path / "first/python3.12", "exit 127\n")  # a version manager's shim of a Python that is not active
+    assert front_door.find_pythons() == []
+    oldest = executable(tmp_path / "first/python3.11", "exit 0\n")
+    assert front_door.find_pythons() == [("3.11", str(oldest))]
+    behind = executable(tmp_path / "second/python3.12", "exit 0\n")
+    executable(tmp_path / "second/python3.11", "exit 0\n")
+    executable(tmp_path / "second/python3.14", "exit 0\n")
+    assert front_door.find_pythons() == [("3.12", str(behind)), ("3.11", str(oldest))]
+
+
+def test_behind_a_shim_that_does_not_start_pyenvs_own_version_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path / "shims"))
+    executable(tmp_path / "shims/python3.13", "exit 127\n")
+    executable(tmp_path / "versions/3.12.1/bin/python3.12", "exit 0\n")
+    there = executable(tmp_path / "versions/3.13.0/bin/python3.13", "exit 0\n")
+    executable(tmp_path / "versions/3.14.0/bin/python3.14", "exit 0\n")
+    assert front_door.find_pythons()[0] == ("3.13", str(there))
+
+
+def test_an_unsupported_python_hands_over_to_the_newest_supported_one(tmp_path, monkeypatch):
+    """By a real child process: the found interpreter gets the front door and its arguments."""
+    executable(tmp_path / "python3.11", "exit 5\n")
+    executable(tmp_path / "python3.13", f'test "$1" = -c || echo "$@" > "{tmp_path}/asked"\n')
     monkeypatch.setenv("PATH", str(tmp_path))
-    executable(tmp_path / "python3.12", "exit 127\n")  # a version manager's shim of a Python that is not active
-    assert front_door.find_supported_python() is None
-    working = executable(tmp_path / "python3.11", "exit 0\n")
-    assert front_door.find_supported_python() == str(working)
+    monkeypatch.setattr(front_door.sys, "version_info", (3, 14, 0))
+    assert front_door.main(["--quiet"]) == 0
+    assert (tmp_path / "asked").read_text().split() == [str(SCRIPTS / "install.py"), "--quiet"]
 
 
 @pytest.mark.parametrize("name", ["install.py", "suggest.py"])
@@ -312,6 +355,74 @@ def test_what_an_earlier_try_holds_counts_as_room(checkout, monkeypatch):
     with (checkout / ".venv/big").open("wb") as file:
         file.truncate(int(2.5e9))  # sparse: 4 + 2.5 >= 6
     cpu_plan(checkout).check_disk()
+
+
+# --- The quick tests under the other Pythons -----------------------------------------------------------------------
+
+
+def test_an_environment_beside_venv_is_one_of_its_own(checkout, fake_pip, monkeypatch, capsys):
+    used = []
+    monkeypatch.setattr(setup, "Pip", lambda python, *rest: used.append(python) or fake_pip(python, *rest))
+    monkeypatch.setattr(setup, "ROOT", checkout)
+    monkeypatch.setenv("DEVICE", "cpu")
+    for folder in ("build/venv-3.12", ".venv"):
+        assert not (checkout / folder / plan.STAMP_NAME).exists()
+        assert setup.run(["--venv", folder, "--quiet"]) == 0
+        assert f"install: {folder} is ready (cpu set)" in capsys.readouterr().out
+        assert (checkout / folder / plan.STAMP_NAME).exists()
+    assert used == [checkout / "build/venv-3.12/bin/python", checkout / ".venv/bin/python"]
+
+
+OWN = ".".join(map(str, sys.version_info[:2]))
+OTHERS = [version for version in reversed(front_door.supported()) if version != OWN]
+
+
+def other_python(folder: Path, version: str, installs: bool = True, status: int = 0) -> None:
+    """A stand-in for `python3.x` whose installer leaves an environment; the tests there end with `status`."""
+    environment = folder / f"build/venv-{version}/bin"
+    executable(folder / f"ready-{version}", f'echo "{version} $@" >> "{folder}/tested"; exit {status}\n')
+    make_it = f'mkdir -p "{environment}" && cp "{folder}/ready-{version}" "{environment}/python"'
+    script = f'PATH=/usr/bin:/bin\ntest "$1" = -c && exit 0\necho "{version} $@" >> "{folder}/installed"\n'
+    executable(folder / "on path" / f"python{version}", script + (make_it if installs else "exit 2") + "\n")
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine whose PATH is one folder, and a checkout without any environment."""
+    monkeypatch.setenv("PATH", str(tmp_path / "on path"))
+    monkeypatch.setattr(other_pythons, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_each_other_python_is_installed_and_tested(machine, capfd):
+    for version in (*OTHERS, OWN):
+        other_python(machine, version)
+    assert other_pythons.main(["-k", "stats"]) == 0
+    lines = (machine / "installed").read_text().splitlines()
+    assert lines == [f"{v} {machine}/scripts/install.py --venv build/venv-{v} --quiet" for v in OTHERS]
+    lines = (machine / "tested").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == OTHERS
+    for line in lines:
+        assert " -m pytest " in line and " --tier quick " in line and line.endswith(" -k stats")
+    said = capfd.readouterr().out.splitlines()
+    assert said[-1] == "test-pythons: " + "; ".join(f"Python {version} passed" for version in OTHERS)
+
+
+def test_a_python_that_fails_does_not_keep_the_next_from_its_turn(machine, capfd):
+    other_python(machine, OTHERS[0], installs=False)
+    other_python(machine, OTHERS[1], status=1)
+    assert other_pythons.main([]) == 1
+    said = capfd.readouterr().out.splitlines()[-1]
+    assert said == f"test-pythons: Python {OTHERS[0]} NOT INSTALLED; Python {OTHERS[1]} FAILED (pytest ended with 1)"
+
+
+def test_without_another_python_one_line_says_so(machine, capfd):
+    other_python(machine, OWN)
+    executable(machine / "on path" / f"python{OTHERS[0]}", "exit 127\n")
+    assert other_pythons.main([]) == 0
+    said = capfd.readouterr().out
+    assert said.startswith(f"test-pythons: nothing to do: .venv is Python {OWN}, and no other is here")
+    assert said.count("\n") == 1 and not (machine / "installed").exists()
 
 
 # --- pip's words ---------------------------------------------------------------------------------------------------

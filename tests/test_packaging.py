@@ -12,13 +12,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.markers import Marker
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import eval_harness
 import gpg_repro
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import install as front_door  # noqa: E402
+import lock  # noqa: E402
+
 REQUIREMENTS = ROOT / "requirements"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -34,20 +41,56 @@ def pins(name: str) -> list[str]:
     return found
 
 
-def by_name(lines: list[str]) -> dict[str, str]:
-    """{canonical name: version} of `name==version` lines; anything else in a line is an error."""
-    pairs = [re.fullmatch(r"([A-Za-z0-9][\w.-]*)==([\w.]+)", line) for line in lines]
-    assert all(pairs), f"not name==version: {[line for line, pair in zip(lines, pairs, strict=True) if not pair]}"
-    return {canonicalize_name(pair[1]): pair[2] for pair in pairs}
+def by_name(lines: list[str], python: str = f"{sys.version_info.major}.{sys.version_info.minor}") -> dict[str, str]:
+    """{canonical name: version} of `name==version` lines, with or without a marker, for one Python.
+
+    Anything else in a line is an error, and so is a second version of a package.
+    """
+    found = {}
+    for line in lines:
+        pin = re.fullmatch(r"([A-Za-z0-9][\w.-]*)==([\w.]+)(?: ; (python_version .+))?", line)
+        assert pin, f"not name==version: {line}"
+        if pin[3] is None or Marker(pin[3]).evaluate({"python_version": python}):
+            assert canonicalize_name(pin[1]) not in found, f"twice for Python {python}: {line}"
+            found[canonicalize_name(pin[1])] = pin[2]
+    return found
 
 
 # --- Pins and locks ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("python", front_door.supported())
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_the_lock_holds_every_top_level_pin(device):
-    lock = by_name(pins(f"{device}.txt"))
-    assert by_name(pins(f"{device}.in")).items() <= lock.items()
+def test_the_lock_holds_every_top_level_pin(device, python):
+    locked = by_name(pins(f"{device}.txt"), python)
+    assert by_name(pins(f"{device}.in"), python).items() <= locked.items()
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_what_only_some_pythons_need_is_locked_under_a_marker(device):
+    """jupyter_events asks for `overrides` under Python 3.11 alone. A marker that holds for all or none is stale."""
+    marked = [line for line in pins(f"{device}.txt") if ";" in line]
+    assert 'overrides==7.7.0 ; python_version < "3.12"' in marked
+    for line in marked:
+        held = {Marker(line.split(" ; ")[1]).evaluate({"python_version": v}) for v in front_door.supported()}
+        assert held == {True, False}, line
+
+
+def test_locks_of_several_pythons_become_one():
+    resolved = {
+        "3.11": ["a==1", "gone-once==2", "old==1", "z==1"],
+        "3.12": ["a==1", "new==1.0", "z==2"],
+        "3.13": ["a==1", "gone-once==2", "new==1.0", "z==3"],
+    }
+    assert lock.merge(resolved) == [
+        "a==1",
+        'gone-once==2 ; python_version == "3.11" or python_version == "3.13"',
+        'new==1.0 ; python_version >= "3.12"',
+        'old==1 ; python_version < "3.12"',
+        'z==1 ; python_version < "3.12"',
+        'z==2 ; python_version == "3.12"',
+        'z==3 ; python_version >= "3.13"',
+    ]
 
 
 def test_the_two_sets_differ_in_vllm_alone():
@@ -81,6 +124,34 @@ def test_declared_bounds_admit_the_pins(extra):
     for requirement in map(Requirement, declared):
         version = locked[canonicalize_name(requirement.name)]  # each direct dependency is a top-level pin
         assert requirement.specifier.contains(version), f"{requirement} does not admit the pinned {version}"
+
+
+# --- The supported Pythons: scripts/install.py holds the range, all else follows it ---------------------------------
+
+
+def test_the_metadata_declare_the_supported_pythons():
+    oldest, newest = front_door.OLDEST, front_door.NEWEST
+    assert PYPROJECT["project"]["requires-python"] == f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
+    named = [line.split(" :: ")[-1] for line in PYPROJECT["project"]["classifiers"] if ":: Python :: 3." in line]
+    assert named == front_door.supported()
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{oldest[0]}{oldest[1]}"
+
+
+def test_the_conda_environment_takes_the_supported_pythons():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    (python,) = [entry for entry in environment["dependencies"] if str(entry).startswith("python")]
+    assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(PYPROJECT["project"]["requires-python"])
+
+
+@pytest.mark.parametrize(
+    "path", ["Makefile", ".ci/run", "README.md", "docs/environment.md", "requirements/cpu.txt", "requirements/gpu.txt"]
+)
+def test_where_the_supported_pythons_are_named_all_are(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    named = re.findall(r"(3\.\d+(?:(?:, | or | and )3\.\d+)+)", text)
+    assert named
+    for versions in named:
+        assert re.findall(r"3\.\d+", versions) == front_door.supported(), versions
 
 
 # --- The wheel -----------------------------------------------------------------------------------------------------
@@ -144,6 +215,12 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     handed_down = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "SCALE", "ENGINE", "SEEDS", "DEVICE")
     environment = {name: value for name, value in os.environ.items() if name not in handed_down}
     return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_make_without_a_python_says_which_are_needed():
+    result = make("install", "PYTHON=/nowhere/python")
+    assert result.returncode != 0
+    assert "install: '/nowhere/python' not found; Python 3.11, 3.12 or 3.13 is needed" in result.stderr
 
 
 def test_bare_make_lists_the_targets():

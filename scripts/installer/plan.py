@@ -1,4 +1,4 @@
-"""What belongs into .venv on this machine, and whether it is there already."""
+"""What belongs into the virtual environment on this machine, and whether it is there already."""
 
 from __future__ import annotations
 
@@ -60,12 +60,15 @@ class Plan:
     with_vllm: bool
     torch_index: str = ""
     python_version: tuple[int, int] = sys.version_info[:2]
+    venv_name: str = ".venv"
+    """Where under `root` the environment is."""
 
     @classmethod
-    def for_this_machine(cls, root: Path, environment: Mapping[str, str]) -> Plan:
+    def for_this_machine(cls, root: Path, environment: Mapping[str, str], venv_name: str = ".venv") -> Plan:
         """Read DEVICE and TORCH_INDEX from `environment`, the rest from the machine."""
         return cls(
             root=root,
+            venv_name=venv_name,
             device=choose_device(environment.get("DEVICE", "")),
             with_vllm=vllm_is_locked_for(platform.system(), platform.machine(), platform.libc_ver()),
             torch_index=environment.get("TORCH_INDEX", ""),
@@ -73,7 +76,7 @@ class Plan:
 
     @property
     def venv(self) -> Path:
-        return self.root / ".venv"
+        return self.root / self.venv_name
 
     @property
     def python(self) -> Path:
@@ -146,8 +149,8 @@ class Plan:
         os.replace(aside, self.stamp_file)
 
     def check_disk(self) -> None:
-        """Raise InstallError when the requirement set cannot fit; what .venv already holds counts as room."""
-        self._check_room(self.root, DISK_NEEDED_GB[self.device], "for .venv", self.venv)
+        """Raise InstallError when the requirement set cannot fit; what the environment already holds counts as room."""
+        self._check_room(self.root, DISK_NEEDED_GB[self.device], f"for {self.venv_name}", self.venv)
         temporary = Path(tempfile.gettempdir())
         if os.stat(temporary).st_dev != os.stat(self.root).st_dev:
             self._check_room(temporary, TEMPORARY_NEEDED_GB[self.device], "for downloads (TMPDIR moves them)", None)

@@ -45,7 +45,7 @@ def only_one(lock_file: Path) -> Iterator[list[int]]:
 
 
 def make_venv(plan: Plan) -> str:
-    """Make .venv, keeping a usable one of the same Python, place and device. Returns what was done.
+    """Make the environment, keeping a usable one of the same Python, place and device. Returns what was done.
 
     Raises:
         InstallError: if Python lacks its venv or ensurepip module, or making the environment fails.
@@ -66,13 +66,13 @@ def make_venv(plan: Plan) -> str:
     if result.returncode != 0:
         words = (result.stderr or result.stdout).strip().splitlines()
         if any("No space left" in line for line in words):
-            raise InstallError("disk full while making .venv; make room and run `make install` again")
+            raise InstallError(f"disk full while making {plan.venv_name}; make room and run `make install` again")
         raise InstallError(f"cannot make {plan.venv}: {words[-1] if words else 'python -m venv failed'}")
     return "made again for this place and device" if moved else "made"
 
 
 def _has_pip(plan: Plan) -> bool:
-    """Whether .venv's interpreter starts, is of the planned version and can import pip."""
+    """Whether the environment's interpreter starts, is of the planned version and can import pip."""
     check = f"import sys, pip._internal.cli.main; sys.exit(sys.version_info[:2] != {plan.python_version})"
     with contextlib.suppress(OSError):
         return subprocess.run([str(plan.python), "-I", "-c", check], capture_output=True).returncode == 0
@@ -87,7 +87,7 @@ def replace_other_torch(plan: Plan, pip: Pip) -> None:
 
 
 def install(plan: Plan, inherited: list[int]) -> None:
-    """Bring .venv to `plan`, whatever state it is in. The stamp goes first and comes back last."""
+    """Bring the environment to `plan`, whatever state it is in. The stamp goes first and comes back last."""
     plan.check_disk()
     if not plan.with_vllm:
         print("install: the vLLM wheels are for Linux on x86_64: the transformers engine will be used here")
@@ -129,17 +129,18 @@ def install(plan: Plan, inherited: list[int]) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Entry point; returns the exit status: 0 when .venv is ready, 2 with one line on stderr when it is not."""
-    description = "Make .venv ready. DEVICE and TORCH_INDEX are read from the environment."
+    """Entry point; returns the exit status: 0 when the environment is ready, else 2 with one line on stderr."""
+    description = "Make the virtual environment ready. DEVICE and TORCH_INDEX are environment variables."
     parser = argparse.ArgumentParser(prog="install", description=description)
     parser.add_argument("--quiet", action="store_true", help="say nothing when there is nothing to do")
-    quiet = parser.parse_args(arguments).quiet
+    parser.add_argument("--venv", default=".venv", metavar="FOLDER", help="the environment, under the checkout")
+    options = parser.parse_args(arguments)
     started = time.monotonic()
     try:
-        plan = Plan.for_this_machine(ROOT, os.environ)
+        plan = Plan.for_this_machine(ROOT, os.environ, options.venv)
         if plan.is_installed():
-            if not quiet:
-                print(f"install: .venv is up to date ({plan.device} set)")
+            if not options.quiet:
+                print(f"install: {plan.venv_name} is up to date ({plan.device} set)")
             return 0
         with only_one(plan.root / ".venv.lock") as inherited:
             if not plan.is_installed():
@@ -147,5 +148,6 @@ def run(arguments: list[str]) -> int:
     except InstallError as error:
         print(f"install: {error}", file=sys.stderr)
         return 2
-    print(f"install: .venv is ready ({plan.device} set) after {time.monotonic() - started:.0f} s", flush=True)
+    seconds = time.monotonic() - started
+    print(f"install: {plan.venv_name} is ready ({plan.device} set) after {seconds:.0f} s", flush=True)
     return 0
