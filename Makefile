@@ -11,6 +11,7 @@ TABLE ?=
 MODEL ?=
 BENCHMARKS ?=
 SAMPLES ?= auto
+MINUTES ?= 30
 ARGS ?=
 PYTHON ?= python3
 
@@ -22,7 +23,7 @@ MAKEFLAGS += --no-print-directory
 
 # --- Variables are checked before any work -------------------------------------------------------------------------
 
-OURS := SCALE ENGINE SEEDS DEVICE TORCH_INDEX RECIPE RUN TABLE MODEL BENCHMARKS SAMPLES ARGS PYTHON
+OURS := SCALE ENGINE SEEDS DEVICE TORCH_INDEX RECIPE RUN TABLE MODEL BENCHMARKS SAMPLES MINUTES ARGS PYTHON
 PASSED_ON := SHELL EVAL_DATA_ROOT EVAL_IMAGE_ROOT HF_% PIP_% VLLM_% CUDA_% OMP_% TMPDIR
 from_command_line = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 unknown := $(filter-out $(OURS) $(PASSED_ON),$(from_command_line))
@@ -38,6 +39,9 @@ $(if $(strip $(DEVICE)),$(call one_of,DEVICE,cpu gpu))
 ifneq ($(shell printf '%s' '$(SEEDS)' | grep -Ec '^(0|[1-9][0-9]*)$$'),1)
 $(error SEEDS=$(SEEDS) is not a number of seeds; use 1, 2, 3, … to train so many, 0 to show the committed records)
 endif
+ifneq ($(shell printf '%s' '$(MINUTES)' | grep -Ec '^[1-9][0-9]*$$'),1)
+$(error MINUTES=$(MINUTES) is not a number of minutes; use 1, 2, 3, …)
+endif
 
 # $(call need,TARGET,NAME,example): TARGET cannot do without the variable
 need = $(if $(filter $1,$(MAKECMDGOALS)),$(if $(strip $($2)),,$(error $1 needs $2, for example: make $1 $3)))
@@ -52,7 +56,7 @@ endif
 
 # --- Set-up ----------------------------------------------------------------------------------------------------------
 
-.PHONY: help install venv test test-quick test-long test-all test-fuzz test-torture test-verl test-newest test-pythons fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
+.PHONY: help install venv test test-quick test-long test-all test-fuzz test-torture test-verl test-newest test-pythons mutate fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
   bench lock clean FORCE
 
 help:
@@ -187,6 +191,9 @@ fuzz: venv ## 100,000 drawn inputs through every grader, parser and reward (10 t
 
 torture: venv ## kill an evaluation, a training and a notebook 30 times each and resume them; ARGS="evaluation --kills 5 …"
 	$(PY) tests/torture $(ARGS)
+
+mutate: venv ## change the code a little and see whether a test notices, for MINUTES=30; ARGS="--seed 1 --only stats …"
+	$(PY) scripts/mutate.py --minutes '$(MINUTES)' $(ARGS)
 
 audit-deps: venv ## known vulnerabilities of the locked packages, against requirements/accepted_findings.toml
 	$(PY) scripts/audit_deps.py $(ARGS)
