@@ -235,6 +235,7 @@ def test_the_large_vision_workload_is_qwen2_vl_2b():
     assert sum(parameter.numel() for parameter in model.parameters()) == 2_208_985_600  # as published
 
 
+@pytest.mark.full("trains both ways")
 @pytest.mark.parametrize(
     ("kind", "small"), [("text", replace(SMALL, num_generations=4)), ("vision", SMALL_VISION), ("vision", SMALL_2B)]
 )

@@ -19,6 +19,8 @@ from eval_harness.graders import nursery
 from eval_harness.graders.base import Verdict
 from eval_harness.graders.pool import CHUNK, GradingPool, VerdictCache, _key, _size
 
+pytestmark = pytest.mark.full("workers, and deadlines that take seconds")
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTED = "scripted_graders:Scripted"
 MIB = 1 << 20

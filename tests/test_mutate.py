@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.full("mutants of a toy module, each in a process")
+
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "mutate.py"
 
 CODE = '''\

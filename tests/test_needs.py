@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full("runs of pytest in processes of their own")
+
 TESTS = Path(__file__).parent
 MODULE = """
 import pytest
