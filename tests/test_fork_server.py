@@ -52,7 +52,9 @@ def test_the_same_answers_as_an_engine_that_was_started(warm, random_checkpoint,
 
 def test_each_engine_has_its_folder_and_its_log(warm, random_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(random_checkpoint.parent)
+    monkeypatch.setenv("COLUMNS", "77")  # changes under way, and is the engine's too
     with EngineProcess("transformers", EngineSettings(random_checkpoint.name), tmp_path / "log") as engine:
+        assert isinstance(engine._process, ForkedProcess)
         assert Path(os.readlink(f"/proc/{engine._process.pid}/cwd")) == random_checkpoint.parent
     with pytest.raises(EngineError, match="could not load"):
         EngineProcess("transformers", EngineSettings(str(tmp_path)), tmp_path / "failed")

@@ -3,8 +3,8 @@
 A table measures dozens of models, each with the transformers engine in a process of its own, and seven seconds of
 processor time of each start are imports. Within ``warm_engines()`` one process imports them once and forks an engine
 when asked. That process runs no other code, has loaded no model and touched no GPU; the caller is never forked. It
-serves starts with the environment it was started in. Others (a GPU of their own, another number of threads) and vLLM
-start as always.
+serves starts in the environment that the block began in. vLLM and others (a GPU of their own, another number of
+threads) start as always.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 PRELOAD = (
     "eval_harness.engines.transformers",
@@ -40,12 +42,34 @@ PRELOAD = (
 _NUMBER = struct.Struct("!i")
 _LONGEST = 1 << 20
 """Bytes of a request: the environment and a folder."""
+_NO_MATTER = frozenset(
+    {
+        "PYTEST_CURRENT_TEST",
+        "COLUMNS",
+        "LINES",
+        "_",
+        "KMP_DUPLICATE_LIB_OK",
+        "KMP_INIT_AT_FORK",
+        "TORCHINDUCTOR_CACHE_DIR",
+    }
+)
+"""Variables that change under way and that no import reads; torch sets the last three itself."""
 _active: ForkServer | None = None
+
+
+def engine_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables of an engine's process: those of this one, with this package importable, and ``more``."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **(more or {}), "PYTHONPATH": paths}
 
 
 @contextlib.contextmanager
 def warm_engines() -> Iterator[None]:
-    """Transformers engines that start inside this block are forked. Nested blocks share the outer one's process."""
+    """Transformers engines that start inside this block, in the environment that it began in, are forked.
+
+    Nested blocks share the outer one's process.
+    """
     global _active
     if _active is not None:
         yield
@@ -72,21 +96,22 @@ class ForkServer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
-        self._environment: dict[str, str] = {}
+        self._environment = engine_environment()
 
     def fork(self, engine: str, environment: Mapping[str, str]) -> ForkedProcess | None:
         """A new engine; None if the environment is another one, or if the process is gone."""
+        differ = {name for name, _ in environment.items() ^ self._environment.items()}
+        if differ - _NO_MATTER:
+            return None
         with self._lock:
             if self._process is None:
-                self._start(environment)
-            if dict(environment) != self._environment:
-                return None
+                self._start()
             with contextlib.suppress(OSError):
-                return ForkedProcess(self._control, {"engine": engine, "folder": os.getcwd()})
+                request = {"engine": engine, "folder": os.getcwd(), "environment": dict(environment)}
+                return ForkedProcess(self._control, request)
         return None
 
-    def _start(self, environment: Mapping[str, str]) -> None:
-        self._environment = dict(environment)
+    def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -113,7 +138,7 @@ class ForkServer:
 class ForkedProcess:
     """A forked engine in the shape of ``subprocess.Popen``, as far as :class:`EngineProcess` looks."""
 
-    def __init__(self, control: socket.socket, request: Mapping[str, str]):
+    def __init__(self, control: socket.socket, request: Mapping[str, Any]):
         (read_in, write_in), (read_out, write_out), (read_err, write_err) = (os.pipe() for _ in range(3))
         self._status, theirs = socket.socketpair()
         given = [read_in, write_out, write_err, theirs.fileno()]
@@ -226,8 +251,10 @@ def _tell(holder: socket.socket, number: int) -> None:
         holder.sendall(_NUMBER.pack(number))
 
 
-def _become_engine(request: Mapping[str, str], fds: list[int]) -> None:
+def _become_engine(request: Mapping[str, Any], fds: list[int]) -> None:
     os.setsid()
+    os.environ.clear()
+    os.environ.update(request["environment"])
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)

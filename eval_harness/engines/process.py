@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eval_harness.engines.base import Completion, EngineError, EngineSettings, Request, Result
-from eval_harness.engines.fork_server import fork_engine
+from eval_harness.engines.fork_server import engine_environment, fork_engine
 from eval_harness.private import hide
 
 START_TIMEOUT_SECONDS = 3600.0
@@ -47,9 +47,7 @@ class EngineProcess:
         self.engine, self.log = engine, Path(log)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        root = str(Path(__file__).resolve().parents[2])
-        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        env = {**os.environ, **(environment or {}), "PYTHONPATH": paths}
+        env = engine_environment(environment)
         with open(self.log, "ab") as log_file:  # a folder that cannot be written is told before anything starts
             self._log_start = log_file.tell()
         self._process = fork_engine(engine, env) or subprocess.Popen(
