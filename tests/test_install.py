@@ -326,7 +326,7 @@ def test_behind_a_shim_that_does_not_start_pyenvs_own_version_is_found(tmp_path,
 
 def test_an_unsupported_python_hands_over_to_the_newest_supported_one(tmp_path, monkeypatch):
     """By a real child process: the found interpreter gets the front door and its arguments."""
-    executable(tmp_path / "python3.11", "exit 5\n")
+    executable(tmp_path / "python3.11", 'test "$1" = -c || exit 5\n')
     executable(tmp_path / "python3.13", f'test "$1" = -c || echo "$@" > "{tmp_path}/asked"\n')
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(front_door.sys, "version_info", (3, 14, 0))
