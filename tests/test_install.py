@@ -334,6 +334,42 @@ def test_an_unsupported_python_hands_over_to_the_newest_supported_one(tmp_path, 
     assert (tmp_path / "asked").read_text().split() == [str(SCRIPTS / "install.py"), "--quiet"]
 
 
+@pytest.fixture
+def made_by(tmp_path, monkeypatch):
+    """Writes a .venv as made by this version of a stand-in, which records its arguments."""
+    monkeypatch.setattr(front_door, "HERE", str(tmp_path / "scripts"))
+
+    def make(version: str) -> Path:
+        maker = executable(tmp_path / "bin/maker", f'test "$1" = -c || echo "$@" > "{tmp_path}/asked"\n')
+        config = f"home = {maker.parent}\nversion = {version}\nexecutable = {maker}\ncommand = {maker} -m venv x=y\n"
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv/pyvenv.cfg").write_text(config)
+        return maker
+
+    return make
+
+
+def test_an_environment_keeps_the_python_it_was_made_with(tmp_path, made_by):
+    """`make install PYTHON=…` once: a later target, without PYTHON, must not make .venv anew with python3."""
+    made_by("3.13.0")
+    assert front_door.main(["--quiet", "--keep-python"]) == 0
+    assert (tmp_path / "asked").read_text().split() == [str(tmp_path / "scripts/install.py"), "--quiet"]
+
+
+@pytest.mark.parametrize("version", ["3.10.2", "3.14.0", "none"])
+def test_an_environment_of_another_python_does_not(tmp_path, made_by, version):
+    made_by(version)
+    assert front_door.maker_of(str(tmp_path / ".venv")) is None
+
+
+def test_a_python_that_is_gone_is_not_kept(tmp_path, made_by):
+    assert front_door.maker_of(str(tmp_path / ".venv")) is None  # no environment
+    maker = made_by("3.12.1")
+    assert front_door.maker_of(str(tmp_path / ".venv")) == str(maker)
+    maker.unlink()
+    assert front_door.maker_of(str(tmp_path / ".venv")) is None
+
+
 @pytest.mark.parametrize("name", ["install.py", "suggest.py"])
 def test_the_front_doors_parse_under_an_old_python(name):
     ast.parse((SCRIPTS / name).read_text(), feature_version=(3, 4))
