@@ -34,6 +34,12 @@ def executable(path: Path, script: str) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_installation_here(tmp_path, monkeypatch):
+    """The installer called by mistake finds an empty folder, not this checkout and its environment."""
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """A small checkout, in a folder with a space, with an interpreter in its .venv that only exists."""
@@ -245,6 +251,32 @@ def test_a_venv_of_another_place_or_device_is_made_again(checkout, monkeypatch, 
     )
     assert (setup.make_venv(this) == "kept") is venv_is_kept
     assert any("venv" in command for command in commands) is not venv_is_kept
+
+
+@pytest.mark.parametrize("stamp", [{"root": "/another/checkout"}, {}])
+def test_an_environment_of_others_is_not_cleared_through_a_link(checkout, tmp_path, monkeypatch, stamp):
+    monkeypatch.setattr(setup.subprocess, "run", lambda *_, **__: pytest.fail("something was run"))
+    monkeypatch.setattr(setup, "_has_pip", lambda this: False)
+    (checkout / ".venv").rename(tmp_path / "theirs")
+    (checkout / ".venv").symlink_to(tmp_path / "theirs")
+    this = cpu_plan(checkout)
+    this.stamp_file.write_text(json.dumps(stamp))
+    with pytest.raises(InstallError, match=r"\.venv is a link to .*theirs, .* remove the link"):
+        setup.make_venv(this)
+    assert (tmp_path / "theirs/bin/python").exists()
+
+
+def test_ones_own_environment_may_be_behind_a_link(checkout, tmp_path, monkeypatch):
+    """On a larger disk, for instance."""
+    made = []
+    monkeypatch.setattr(setup.subprocess, "run", lambda c, **_: made.append(c) or subprocess.CompletedProcess(c, 0))
+    monkeypatch.setattr(setup, "_has_pip", lambda this: False)
+    this = cpu_plan(checkout)
+    this.write_stamp()
+    (checkout / ".venv").rename(tmp_path / "scratch")
+    (checkout / ".venv").symlink_to(tmp_path / "scratch")
+    assert setup.make_venv(this) == "made"
+    assert made[0][1:4] == ["-m", "venv", "--clear"]
 
 
 def test_a_missing_venv_module_is_named_with_its_remedy(checkout, monkeypatch):
