@@ -64,10 +64,10 @@ help:
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 	@for target in $(REPRODUCIBLE); do printf '  %-18s %s\n' $$target "run the notebook of that name at SCALE ($(SCALE))"; done
 
-# The interpreter every target uses; quick and silent when nothing changed.
+# The interpreter every target uses; quick and silent when nothing changed. Without PYTHON, .venv keeps the one it has.
 venv:
 	@command -v '$(PYTHON)' >/dev/null || { echo "install: '$(PYTHON)' not found; Python 3.11, 3.12 or 3.13 is needed" >&2; exit 2; }
-	@'$(PYTHON)' scripts/install.py $(if $(filter install,$(MAKECMDGOALS)),,--quiet)
+	@'$(PYTHON)' scripts/install.py $(if $(filter install,$(MAKECMDGOALS)),,--quiet) $(if $(filter file,$(origin PYTHON)),--keep-python)
 
 install: venv ## make .venv: the GPU set when an NVIDIA GPU is visible, else the CPU set
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+HERE = os.path.dirname(os.path.abspath(__file__))
 # The supported versions, the last one included. Tests hold all else that names them to these two.
 OLDEST, NEWEST = (3, 11), (3, 13)
 # The pin of requirements/ that has no wheel for the version after NEWEST. `make lock` says when it has one.
@@ -50,6 +51,19 @@ def starts(python):
     return subprocess.call([python, "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
 
 
+def maker_of(venv):
+    """The interpreter that made this environment, or None: there is no environment, or it is not supported, or gone."""
+    try:
+        with open(os.path.join(venv, "pyvenv.cfg"), encoding="utf-8") as file:
+            pairs = [line.split("=", 1) for line in file if "=" in line]
+    except OSError:
+        return None
+    settings = dict((key.strip(), value.strip()) for key, value in pairs)
+    version = settings.get("version", "")
+    maker = settings.get("executable", "")
+    return maker if ".".join(version.split(".")[:2]) in supported() and starts(maker) else None
+
+
 def refusal(version_info):
     """One line: this Python is not supported, why not when it is too new, and what to do."""
     said = "install: Python %d.%d found, %s or %s needed" % (
@@ -64,13 +78,21 @@ def refusal(version_info):
 
 
 def main(arguments):
-    """Hand over to scripts/installer, under a supported Python; return the exit status."""
+    """Hand over to scripts/installer, under a supported Python; return the exit status.
+
+    With --keep-python the Python of an existing .venv goes before the one that runs this.
+    """
+    if "--keep-python" in arguments:
+        arguments = [argument for argument in arguments if argument != "--keep-python"]
+        maker = maker_of(os.path.join(os.path.dirname(HERE), ".venv"))
+        if maker is not None:
+            return subprocess.call([maker, os.path.join(HERE, "install.py")] + arguments)
     if not is_supported(sys.version_info):
         others = find_pythons()
         if not others:
             sys.stderr.write(refusal(sys.version_info))
             return 2
-        return subprocess.call([others[0][1], os.path.abspath(__file__)] + arguments)
+        return subprocess.call([others[0][1], os.path.join(HERE, "install.py")] + arguments)
     sys.dont_write_bytecode = True
     from installer.setup import run
 

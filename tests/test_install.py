@@ -34,6 +34,12 @@ def executable(path: Path, script: str) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_installation_here(tmp_path, monkeypatch):
+    """The installer called by mistake finds an empty folder, not this checkout and its environment."""
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """A small checkout, in a folder with a space, with an interpreter in its .venv that only exists."""
@@ -247,6 +253,32 @@ def test_a_venv_of_another_place_or_device_is_made_again(checkout, monkeypatch, 
     assert any("venv" in command for command in commands) is not venv_is_kept
 
 
+@pytest.mark.parametrize("stamp", [{"root": "/another/checkout"}, {}])
+def test_an_environment_of_others_is_not_cleared_through_a_link(checkout, tmp_path, monkeypatch, stamp):
+    monkeypatch.setattr(setup.subprocess, "run", lambda *_, **__: pytest.fail("something was run"))
+    monkeypatch.setattr(setup, "_has_pip", lambda this: False)
+    (checkout / ".venv").rename(tmp_path / "theirs")
+    (checkout / ".venv").symlink_to(tmp_path / "theirs")
+    this = cpu_plan(checkout)
+    this.stamp_file.write_text(json.dumps(stamp))
+    with pytest.raises(InstallError, match=r"\.venv is a link to .*theirs, .* remove the link"):
+        setup.make_venv(this)
+    assert (tmp_path / "theirs/bin/python").exists()
+
+
+def test_ones_own_environment_may_be_behind_a_link(checkout, tmp_path, monkeypatch):
+    """On a larger disk, for instance."""
+    made = []
+    monkeypatch.setattr(setup.subprocess, "run", lambda c, **_: made.append(c) or subprocess.CompletedProcess(c, 0))
+    monkeypatch.setattr(setup, "_has_pip", lambda this: False)
+    this = cpu_plan(checkout)
+    this.write_stamp()
+    (checkout / ".venv").rename(tmp_path / "scratch")
+    (checkout / ".venv").symlink_to(tmp_path / "scratch")
+    assert setup.make_venv(this) == "made"
+    assert made[0][1:4] == ["-m", "venv", "--clear"]
+
+
 def test_a_missing_venv_module_is_named_with_its_remedy(checkout, monkeypatch):
     monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else object())
     with pytest.raises(InstallError, match=r"lacks its ensurepip module; install it .*apt install python3-venv"):
@@ -326,12 +358,48 @@ def test_behind_a_shim_that_does_not_start_pyenvs_own_version_is_found(tmp_path,
 
 def test_an_unsupported_python_hands_over_to_the_newest_supported_one(tmp_path, monkeypatch):
     """By a real child process: the found interpreter gets the front door and its arguments."""
-    executable(tmp_path / "python3.11", "exit 5\n")
+    executable(tmp_path / "python3.11", 'test "$1" = -c || exit 5\n')
     executable(tmp_path / "python3.13", f'test "$1" = -c || echo "$@" > "{tmp_path}/asked"\n')
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(front_door.sys, "version_info", (3, 14, 0))
     assert front_door.main(["--quiet"]) == 0
     assert (tmp_path / "asked").read_text().split() == [str(SCRIPTS / "install.py"), "--quiet"]
+
+
+@pytest.fixture
+def made_by(tmp_path, monkeypatch):
+    """Writes a .venv as made by this version of a stand-in, which records its arguments."""
+    monkeypatch.setattr(front_door, "HERE", str(tmp_path / "scripts"))
+
+    def make(version: str) -> Path:
+        maker = executable(tmp_path / "bin/maker", f'test "$1" = -c || echo "$@" > "{tmp_path}/asked"\n')
+        config = f"home = {maker.parent}\nversion = {version}\nexecutable = {maker}\ncommand = {maker} -m venv x=y\n"
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv/pyvenv.cfg").write_text(config)
+        return maker
+
+    return make
+
+
+def test_an_environment_keeps_the_python_it_was_made_with(tmp_path, made_by):
+    """`make install PYTHON=…` once: a later target, without PYTHON, must not make .venv anew with python3."""
+    made_by("3.13.0")
+    assert front_door.main(["--quiet", "--keep-python"]) == 0
+    assert (tmp_path / "asked").read_text().split() == [str(tmp_path / "scripts/install.py"), "--quiet"]
+
+
+@pytest.mark.parametrize("version", ["3.10.2", "3.14.0", "none"])
+def test_an_environment_of_another_python_does_not(tmp_path, made_by, version):
+    made_by(version)
+    assert front_door.maker_of(str(tmp_path / ".venv")) is None
+
+
+def test_a_python_that_is_gone_is_not_kept(tmp_path, made_by):
+    assert front_door.maker_of(str(tmp_path / ".venv")) is None  # no environment
+    maker = made_by("3.12.1")
+    assert front_door.maker_of(str(tmp_path / ".venv")) == str(maker)
+    maker.unlink()
+    assert front_door.maker_of(str(tmp_path / ".venv")) is None
 
 
 @pytest.mark.parametrize("name", ["install.py", "suggest.py"])

@@ -212,7 +212,7 @@ def test_ci_runs_the_test_command():
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
     """Run make as from a shell, also when these tests run under make, which hands its variables down."""
-    handed_down = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "SCALE", "ENGINE", "SEEDS", "DEVICE")
+    handed_down = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "SCALE", "ENGINE", "SEEDS", "DEVICE", "PYTHON")
     environment = {name: value for name, value in os.environ.items() if name not in handed_down}
     return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -221,6 +221,11 @@ def test_make_without_a_python_says_which_are_needed():
     result = make("install", "PYTHON=/nowhere/python")
     assert result.returncode != 0
     assert "install: '/nowhere/python' not found; Python 3.11, 3.12 or 3.13 is needed" in result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "kept"), [([], True), (["PYTHON=python3"], False)])
+def test_make_leaves_the_python_of_the_environment_unless_one_is_named(arguments, kept):
+    assert ("--keep-python" in make("--dry-run", "recipes", *arguments).stdout) is kept
 
 
 def test_bare_make_lists_the_targets():

@@ -48,12 +48,18 @@ def make_venv(plan: Plan) -> str:
     """Make the environment, keeping a usable one of the same Python, place and device. Returns what was done.
 
     Raises:
-        InstallError: if Python lacks its venv or ensurepip module, or making the environment fails.
+        InstallError: if Python lacks its venv or ensurepip module, making the environment fails, or it would clear
+            the environment of another checkout through a link.
     """
     stamp = plan.read_stamp()
     moved = bool(stamp) and (stamp.get("root"), stamp.get("device")) != (str(plan.root), plan.device)
     if not moved and (plan.venv / "pyvenv.cfg").is_file() and _has_pip(plan):
         return "kept"
+    if plan.venv.is_symlink() and stamp.get("root") != str(plan.root) and any(plan.venv.glob("*")):
+        raise InstallError(
+            f"{plan.venv_name} is a link to {plan.venv.resolve()}, which is not this checkout's and would be cleared;"
+            " remove the link and run `make install` again"
+        )
     if missing := [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]:
         raise InstallError(
             f"this Python lacks its {' and '.join(missing)} module; install it (Debian, Ubuntu: apt install"
