@@ -34,6 +34,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -48,6 +49,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_COPIED = (".git", ".venv", "build", "dist", "__pycache__", ".*_cache", ".hypothesis", "runs")
 QUICK_SECONDS = 20.0
 """A mutant gets no further test when those it has took this long without a mutant."""
+PART_SECONDS = 120.0
+"""What the tests reach is stored after each such time, so that an end of the budget costs no more."""
 MEMORY = 8 << 30
 HIDDEN = "#@mutate "
 
@@ -111,11 +114,18 @@ def in_order(sizes: dict[str, int], seed: int) -> list[tuple[str, int]]:
 
 
 class Watch:
-    """A pytest plugin: how long each test takes and, as coverage's contexts, which lines it reaches."""
+    """A pytest plugin: how long each test takes and, as coverage's contexts, which lines it reaches.
 
-    def __init__(self, files: list[str]):
+    Leaves out the tests ``done``, and stops after ``PART_SECONDS``.
+    """
+
+    def __init__(self, files: list[str], done: set[str]):
         self.coverage = coverage.Coverage(data_file=None, config_file=False, include=files)
-        self.seconds, self.no_use = Counter(), set()
+        self.seconds, self.no_use, self.done, self.end = Counter(), set(), done, time.monotonic() + PART_SECONDS
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.nodeid not in self.done]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
@@ -124,6 +134,8 @@ class Watch:
             return (yield)
         finally:
             self.coverage.switch_context("")  # what set-up reaches may serve every test
+            if time.monotonic() > self.end:
+                item.session.shouldstop = "to be continued"
 
     def pytest_runtest_logreport(self, report):
         self.seconds[report.nodeid] += report.duration
@@ -216,15 +228,21 @@ class Run:
     def pytest(self, arguments: list[str], plugin: object) -> int:
         return int(pytest.main(["-q", "-p", "no:cacheprovider", *self.settings["pytest"], *arguments], [plugin]))
 
-    def watch(self, arguments: str, told: Path) -> int:
+    def watch(self, arguments: str, known: dict, told: Path) -> int:
+        """Run tests without a mutant, and add to ``known`` how long they take and what they reach."""
         paths = [path for path, tests in self.tests.items() if tests == arguments]
-        plugin = Watch([str(self.tree / path) for path in paths])
+        plugin = Watch([str(self.tree / path) for path in paths], {*known["seconds"], *known["no_use"]})
         with plugin.coverage.collect():
             status = self.pytest(shlex.split(arguments), plugin)
         data = plugin.coverage.get_data()
-        reached = {path: data.contexts_by_lineno(str(self.tree / path)) for path in paths}
-        seconds = {test: seconds for test, seconds in plugin.seconds.items() if test not in plugin.no_use}
-        told.write_text(json.dumps({"seconds": seconds, "no_use": sorted(plugin.no_use), "reached": reached}))
+        for path in paths:
+            at = known["reached"].setdefault(path, {})
+            for line, contexts in data.contexts_by_lineno(str(self.tree / path)).items():
+                at[str(line)] = sorted({*at.get(str(line), ()), *contexts})
+        known["no_use"] += sorted(plugin.no_use)
+        known["seconds"] |= {test: value for test, value in plugin.seconds.items() if test not in plugin.no_use}
+        known["whole"] = not plugin.seconds or status != pytest.ExitCode.INTERRUPTED
+        told.write_text(json.dumps(known))
         return status
 
     def prepare(self) -> None:
@@ -235,15 +253,22 @@ class Run:
         gc.freeze()  # pages stay shared with the forks
         stored, told = self.folder / "reached.json", self.folder / "told.json"
         self.reached = json.loads(stored.read_text()) if stored.exists() else {}
-        for arguments in [a for a in dict.fromkeys(self.tests.values()) if a not in self.reached]:
-            print(f"mutate: without a mutant: {arguments}", file=sys.stderr, flush=True)
-            told.unlink(missing_ok=True)
-            left = self.end - time.time()
-            forked(lambda arguments=arguments: self.watch(arguments, told), self.tree, self.log, left)
-            if not told.exists():
-                raise SystemExit(f"mutate: these tests fail without a mutant; see {self.log}")
-            self.reached[arguments] = json.loads(told.read_text())
-            stored.write_text(json.dumps(self.reached))
+        for arguments in dict.fromkeys(self.tests.values()):
+            known = self.reached.setdefault(arguments, {"seconds": {}, "no_use": [], "reached": {}, "whole": False})
+            while not known["whole"]:
+                number = len(known["seconds"])
+                print(
+                    f"mutate: without a mutant, {number} done: {' '.join(arguments.split())}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                told.unlink(missing_ok=True)
+                work = partial(self.watch, arguments, known, told)
+                forked(work, self.tree, self.log, self.end - time.time())
+                known = self.reached[arguments] = json.loads(told.read_text()) if told.exists() else {}
+                if not known.get("seconds"):
+                    raise SystemExit(f"mutate: these tests do not pass without a mutant; see {self.log}")
+                stored.write_text(json.dumps(self.reached))
 
     def chosen(self, path: str, index: int) -> list[str]:
         """Tests that reach the statement; then all others, where an import or a set-up reaches it or nothing does."""
