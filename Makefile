@@ -56,7 +56,7 @@ endif
 
 # --- Set-up ----------------------------------------------------------------------------------------------------------
 
-.PHONY: help install venv test test-quick test-long test-all test-fuzz test-torture test-verl test-newest test-pythons mutate fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
+.PHONY: help install venv test test-quick test-long test-all test-fuzz test-torture notebooks-on-text notebooks-on-pictures test-verl test-newest test-pythons mutate fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
   bench lock clean FORCE
 
 help:
@@ -151,8 +151,17 @@ WITH_VLLM = table_03 table_07
 test: lint ## everything a change can break: style, engines, a server, two processes, each notebook at smoke scale
 	$(call run_tier,full)
 	$(PY) -m gpg_repro.notebooks prepare --scale smoke --out build/notebooks --engine transformers --auto $(WITH_VLLM)
-	PYTHONPATH=tests $(PY) -m pytest -p notebook_kernels --numprocesses 2 --dist loadgroup --durations 20 \
-	  --nbval-lax --nbval-current-env build/notebooks
+	@$(MAKE) notebooks-on-pictures & beside=$$!; $(MAKE) notebooks-on-text; text=$$?; wait $$beside && exit $$text
+
+# Two groups that share no run, side by side: a run has one writer.
+ON_PICTURES = $(wildcard build/notebooks/figure_1.ipynb build/notebooks/table_0[5-8].ipynb)
+check_notebooks = PYTHONPATH=tests $(PY) -m pytest -p notebook_kernels -p no:cacheprovider --durations 20 --nbval-lax --nbval-current-env
+
+notebooks-on-pictures:
+	$(check_notebooks) $(ON_PICTURES)
+
+notebooks-on-text:
+	$(check_notebooks) $(filter-out $(ON_PICTURES),$(wildcard build/notebooks/*.ipynb))
 
 test-long: venv ## the tests that `make test` leaves out: whole matrices, the real benchmark files, short fuzz and torture
 	$(call run_tier,long)

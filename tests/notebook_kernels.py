@@ -10,26 +10,14 @@ import os
 from pathlib import Path
 
 import nbval.kernel
-import pytest
 from jupyter_client.manager import KernelManager
 
 from gpg_repro.site.kernels import forked_kernels, start_server
 
 LOG = Path("build/notebooks/kernels.log")
-VISION = ("figure_1", "table_05", "table_06", "table_07", "table_08")
-"""These train on pictures. They and the others share no run, so the two groups may go side by side."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Start the process in every worker of xdist, or in the only one."""
-    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        return  # this process hands notebooks to workers
+def pytest_configure() -> None:
     LOG.parent.mkdir(parents=True, exist_ok=True)
     start_server(os.environ, preload=["gpg_repro.train"])
     nbval.kernel.KernelManager = forked_kernels({}, LOG.resolve(), KernelManager)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks that share runs stay in one worker (``--dist loadgroup``): a run has one writer."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("vision" if item.path.stem in VISION else "text"))

@@ -42,7 +42,7 @@ def test_the_same_answers_as_an_engine_that_was_started(warm, random_checkpoint,
         found = {r.key: r for r in forked.generate(ASKED)}
         pid = forked._process.pid
     assert gone(pid)
-    monkeypatch.setenv("SOMETHING_ELSE", "1")  # another environment: imports may depend on it
+    monkeypatch.setenv("TORCH_LOGS", "+dynamo")  # read by an import, so a fork would not see it
     with EngineProcess("transformers", settings, tmp_path / "b" / "log") as started:
         assert not isinstance(started._process, ForkedProcess)
         assert {r.key: r for r in started.generate(ASKED)} == found
@@ -52,7 +52,7 @@ def test_the_same_answers_as_an_engine_that_was_started(warm, random_checkpoint,
 
 def test_each_engine_has_its_folder_and_its_log(warm, random_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(random_checkpoint.parent)
-    monkeypatch.setenv("COLUMNS", "77")  # changes under way, and is the engine's too
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as accelerate sets it under way
     with EngineProcess("transformers", EngineSettings(random_checkpoint.name), tmp_path / "log") as engine:
         assert isinstance(engine._process, ForkedProcess)
         assert Path(os.readlink(f"/proc/{engine._process.pid}/cwd")) == random_checkpoint.parent

@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import runpy
 import selectors
 import signal
@@ -42,18 +43,12 @@ PRELOAD = (
 _NUMBER = struct.Struct("!i")
 _LONGEST = 1 << 20
 """Bytes of a request: the environment and a folder."""
-_NO_MATTER = frozenset(
-    {
-        "PYTEST_CURRENT_TEST",
-        "COLUMNS",
-        "LINES",
-        "_",
-        "KMP_DUPLICATE_LIB_OK",
-        "KMP_INIT_AT_FORK",
-        "TORCHINDUCTOR_CACHE_DIR",
-    }
+_READ_AT_IMPORT = re.compile(
+    r"(OMP|MKL|KMP_A|OPENBLAS|NUMEXPR|CUDA|NVIDIA|HIP|ROCR|HF|HUGGINGFACE|TRANSFORMERS|TOKENIZERS|TORCH_|PYTHON)"
+    r"|(HOME|TMPDIR|XDG_CACHE_HOME)$"
 )
-"""Variables that change under way and that no import reads; torch sets the last three itself."""
+"""Variables that Python, torch or transformers read when they start or are imported. Where one of these has changed, a
+fork would not see it; the others, which libraries also set under way, are handed to the engine as they are."""
 _active: ForkServer | None = None
 
 
@@ -101,7 +96,7 @@ class ForkServer:
     def fork(self, engine: str, environment: Mapping[str, str]) -> ForkedProcess | None:
         """A new engine; None if the environment is another one, or if the process is gone."""
         differ = {name for name, _ in environment.items() ^ self._environment.items()}
-        if differ - _NO_MATTER:
+        if any(map(_READ_AT_IMPORT.match, differ)):
             return None
         with self._lock:
             if self._process is None:
