@@ -32,6 +32,7 @@ import signal
 import sys
 import time
 import tomllib
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -164,7 +165,7 @@ def forked(work: Callable[[], int], folder: Path, log: Path, seconds: float) -> 
     pid = os.fork()
     if pid == 0:
         status = 70
-        with contextlib.suppress(BaseException):
+        try:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
@@ -175,7 +176,11 @@ def forked(work: Callable[[], int], folder: Path, log: Path, seconds: float) -> 
             os.chdir(folder)
             sys.path[:0] = [str(folder), str(folder / "tests")]
             status = work()
-        os._exit(status)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
     end = time.monotonic() + 30 + 3 * seconds
     try:
         while time.monotonic() < end:
