@@ -462,7 +462,7 @@ def test_cpu_time_of_a_descendant_that_has_ended_still_counts():
     assert after["wall"] > before["wall"] + 0.6
 
 
-@pytest.mark.full("a process of lighteval and one of ours")
+@pytest.mark.long("a process of lighteval and one of ours")
 def test_the_peers_do_the_same_work(random_checkpoint):
     options = ["--rounds", "1", "--items", "2", "--samples", "2", "--max-new-tokens", "5", "--batch-size", "3"]
     command = [sys.executable, eval_peers.__file__, "--model", str(random_checkpoint), *options]
