@@ -60,8 +60,12 @@ class OutOfTime(BaseException):
     """The budget is used up."""
 
 
-def _out_of_time(*_: object) -> None:
-    raise OutOfTime
+class Stopped(BaseException):
+    """Somebody asked for an end."""
+
+
+def _end(number: int, _: object) -> None:
+    raise OutOfTime if number == signal.SIGALRM else Stopped
 
 
 class Module:
@@ -168,6 +172,7 @@ def forked(work: Callable[[], int], folder: Path, log: Path, seconds: float) -> 
         try:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -351,8 +356,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="write the result here too, as JSON")
     options = parser.parse_args(arguments)
     out = options.out and options.out.resolve()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGALRM, _out_of_time)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _end)
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     os.chdir(ROOT)  # where mutmut looks for its settings
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -363,8 +368,8 @@ def main(arguments: list[str]) -> int:
         signal.setitimer(signal.ITIMER_REAL, max(0.001, run.end - time.time()))
         run.prepare()
         run.go()
-    except (KeyboardInterrupt, OutOfTime) as end:
-        print(f"\nmutate: {type(end).__name__}; the same command goes on", file=sys.stderr)
+    except (OutOfTime, Stopped) as end:
+        print(f"\nmutate: {end.__doc__} The same command goes on.", file=sys.stderr)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         shutil.rmtree(run.tree, ignore_errors=True)
