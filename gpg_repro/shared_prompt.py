@@ -40,6 +40,8 @@ _ATTENTION = "gpg_shared_prompt"
 _PROMPT_KEYS = tuple(key for key in MODEL_INPUT_KEYS if key not in SEQUENCE_KEYS)
 """Keys of a row's images; the others go on over the completion."""
 _STATIC_ROPE = ("default", "linear", "yarn", "llama3", "mrope")
+_ALIGNED = 16
+"""Columns that a mask's rows are filled up to: 16 bytes or a multiple in every dtype."""
 
 
 # Which models -------------------------------------------------------------------------------------------------------
@@ -123,16 +125,17 @@ class Layout:
     def mask(self, group: _Group, repeats: int, like: Tensor) -> Tensor:
         """[T * repeats, prefix + T] additive: everything before a completion's token, itself included.
 
-        A view of the one mask that is made for all groups and layers.
+        Made once for all layers. It starts at an aligned address and so does each of its rows: CUDA kernels read it in
+        words of 16 bytes and look at its width alone ("misaligned address" for a slice of a larger mask).
         """
-        prefix, width = max(g.prefix for g in self.groups), max(max(g.lengths) for g in self.groups)
-        key = (repeats, like.dtype, like.device)
+        prefix, width = group.prefix, max(group.lengths)
+        key = (prefix, width, repeats, like.dtype, like.device)
         if key not in self._masks:
-            hidden = torch.ones(width, prefix + width, dtype=torch.bool, device=like.device).triu(prefix + 1)
-            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
+            columns = -(-(prefix + width) // _ALIGNED) * _ALIGNED
+            hidden = torch.ones(width, columns, dtype=torch.bool, device=like.device).triu(prefix + 1)
+            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
             self._masks[key] = mask.repeat_interleave(repeats, dim=0)
-        width = max(group.lengths)
-        return self._masks[key][: width * repeats, prefix - group.prefix : prefix + width]
+        return self._masks[key][:, : prefix + width]
 
     def padding(self, group: _Group, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Indices that pad a group's completions to one width, and back; None where they have one width already."""

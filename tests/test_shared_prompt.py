@@ -31,6 +31,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from gpg_repro.batch import Sizes, collate_rows, distinct_tokens, plan_shared
 from gpg_repro.shared_prompt import (
+    Layout,
     clusters,
     collate_shared,
     copy_rows,
@@ -783,3 +784,21 @@ def test_groups_are_cut_where_whole_ones_need_too_many_passes():
     plan = plan_shared(rows, [0] * 24, 1, 12, 2)
     assert [len(part) for part in plan.passes[0]] == [12, 12]
     assert plan.num_tokens == 4 * 9 + 240
+
+
+@given(
+    groups=st.lists(
+        st.tuples(st.integers(1, 90), st.lists(st.integers(1, 40), min_size=1, max_size=4)), min_size=1, max_size=5
+    ),
+    repeats=st.integers(1, 3),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64]),
+)
+def test_masks_and_their_rows_start_at_aligned_addresses(groups, repeats, dtype):
+    """CUDA kernels read masks in words of 16 bytes; a slice of a larger mask ends in "misaligned address" there."""
+    layout = Layout(groups)
+    for group, (prompt, lengths) in zip(layout.groups, groups, strict=True):
+        mask, width = layout.mask(group, repeats, torch.zeros(1, dtype=dtype)), max(lengths)
+        assert mask.shape == (width * repeats, prompt - 1 + width) and mask.stride(1) == 1 and mask.dtype == dtype
+        assert mask.data_ptr() % 16 == 0 and mask.stride(0) * mask.element_size() % 16 == 0
+        seen = torch.arange(prompt - 1 + width) <= prompt - 1 + torch.arange(width).unsqueeze(1)
+        assert torch.equal(mask == 0, seen.repeat_interleave(repeats, dim=0)) and mask[~(mask == 0)].isneginf().all()
