@@ -151,7 +151,7 @@ WITH_VLLM = table_03 table_07
 test: lint ## everything a change can break: style, engines, a server, two processes, each notebook at smoke scale
 	$(call run_tier,full)
 	$(PY) -m gpg_repro.notebooks prepare --scale smoke --out build/notebooks --engine transformers --auto $(WITH_VLLM)
-	@$(MAKE) notebooks-on-pictures > build/notebooks/pictures.log 2>&1 & beside=$$!; $(MAKE) notebooks-on-text; text=$$?; \
+	@mkdir -p build/notebooks; $(MAKE) notebooks-on-pictures > build/notebooks/pictures.log 2>&1 & beside=$$!; $(MAKE) notebooks-on-text; text=$$?; \
 	  wait $$beside; pictures=$$?; cat build/notebooks/pictures.log; exit $$((text + pictures))
 
 # Two groups that share no run, side by side: a run has one writer.
