@@ -90,6 +90,7 @@ def test_lm_eval_with_chat_and_repeats(tmp_path, problems):
     assert result.decoding.samples == 2 and result.score["mean"] == 0.25 and result.single["mean"] == 0.5
 
 
+@pytest.mark.full("imports inspect_ai and runs its evaluation")
 @pytest.mark.parametrize("log_format", ["eval", "json"])
 def test_inspect(log_format, inspect_log, tmp_path, problems):
     """Epochs are samples; what the log says of decoding, tokens and stops is kept."""
@@ -115,6 +116,7 @@ def test_inspect(log_format, inspect_log, tmp_path, problems):
     assert verify(tmp_path / "run")["aime24"]["reproduced"]
 
 
+@pytest.mark.full("imports inspect_ai and runs its evaluation")
 def test_a_sample_that_inspect_could_not_run_is_failed(tmp_path, problems):
     path = write_inspect(tmp_path / "log", fail=4)
     run, _, samples = _read(_import("inspect", path, tmp_path / "run", problems))
