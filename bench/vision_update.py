@@ -144,19 +144,17 @@ class _Scripted:
     def _count(self, inputs: dict[str, Any]) -> None:
         self.patches += int(inputs["image_grid_thw"].prod(dim=-1).sum())
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        self._count(kwargs)
-        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
-
 
 class _Ours(_Scripted, paired.OursClocked):
-    def _get_shared_logps_and_entropies(self, model, inputs):
-        self._count(inputs["packed"])
-        return super()._get_shared_logps_and_entropies(model, inputs)
+    def _log_probs(self, model, batch):
+        self._count(batch["inputs"])
+        return super()._log_probs(model, batch)
 
 
 class _Theirs(_Scripted, paired.TheirsClocked):
-    pass
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        self._count(kwargs)
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
 
 def trainer_of(kind: str, workload: VisionWorkload, rows: Dataset, folder: str, **settings: Any) -> Any:

@@ -8,7 +8,6 @@ sampled until `deal` says that one has to move.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +26,8 @@ SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids")
 """Keys of [N, P + T] tensors, aligned with prompt and completion."""
 IMAGE_KEYS = ("image_sizes",)
 """Keys of tensors with one entry per image, beside those that TRL splits by image itself."""
+COUNT_KEYS = ("num_images", "num_tiles")
+"""Keys that say how many entries of the other tensors are a row's; no model takes them."""
 MODEL_INPUT_KEYS = (
     "pixel_values",
     "image_grid_thw",
@@ -194,25 +195,6 @@ def deal(lengths: Sequence[int], owners: Sequence[int], num_processes: int) -> l
         targets[row] = taker
 
 
-def num_passes(targets: Iterable[int], num_processes: int, micro_batch_size: int) -> int:
-    """Forward and backward passes of this step, the same on every process: what the fullest one needs."""
-    counts = [0] * num_processes
-    for target in targets:
-        counts[target] += 1
-    return max(math.ceil(count / micro_batch_size) for count in counts)
-
-
-def micro_batches(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
-    """Row numbers in `num_parts` parts of even size, rows of like length together, so that little is padded.
-
-    Parts are empty where there are fewer rows than parts.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    small, num_larger = divmod(len(order), num_parts)
-    bounds = [part * small + min(part, num_larger) for part in range(num_parts + 1)]
-    return [order[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
-
-
 @dataclass(frozen=True)
 class Sizes:
     """What planning needs to know of a completion: its group, the tokens of its prompt, and its own."""
@@ -230,14 +212,20 @@ def distinct_tokens(rows: Iterable[Sizes]) -> int:
     return sum(prompts.values()) - len(prompts) + sum(max(row.completion, 1) for row in rows)
 
 
+def padded_tokens(rows: Iterable[Sizes]) -> int:
+    """Tokens of one forward pass over `rows` if they lie one below the other, as long as the longest."""
+    widths = [row.prompt + max(row.completion, 1) for row in rows]
+    return len(widths) * max(widths, default=0)
+
+
 @dataclass(frozen=True)
-class SharedPlan:
-    """Who trains on which rows in which pass, when rows of one prompt share its forward pass.
+class Plan:
+    """Who trains on which rows in which pass.
 
     Attributes:
         targets: process of each row.
         passes: for every process, as many passes as any of them needs, each a list of row numbers; some are empty.
-        num_tokens: through the model in all of them.
+        num_tokens: through the model in all of them, at most.
     """
 
     targets: list[int]
@@ -245,42 +233,43 @@ class SharedPlan:
     num_tokens: int
 
 
-def plan_shared(
+def plan_passes(
     rows: Sequence[Sizes],
     owners: Sequence[int],
     num_processes: int,
-    micro_batch_size: int,
+    max_tokens: int,
     max_passes: int,
-    max_tokens: int | None = None,
-) -> SharedPlan:
+    count: Callable[[Iterable[Sizes]], int] = distinct_tokens,
+) -> Plan:
     """Deals rows out in whole groups where that is faster than row by row, and cuts every share into even passes.
 
-    A pass has at most `micro_batch_size` rows, but room for one group whatever its size, unless that would need more
-    than `max_tokens`. Groups are cut where whole ones do not fit into `max_passes`.
+    Groups are cut where whole ones have more than `max_tokens` or do not fit into `max_passes`.
 
     Args:
-        rows: those of a group next to each other.
+        rows: those of a group next to each other. Where each is a group of its own, nothing is shared.
         owners: process that holds each row.
         num_processes: how many there are.
-        micro_batch_size: rows of a pass when nothing is shared; `max_passes` such passes have room for any share.
+        max_tokens: of a pass; `max_passes` of them have room for any share of rows one by one.
         max_passes: passes of one optimiser step.
-        max_tokens: of one pass; None for no limit.
+        count: tokens of a pass over some rows.
     """
     groups: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(row.group, []).append(number)
     units = list(groups.values())
+    if count is padded_tokens:  # rows of like length together
+        units.sort(key=lambda unit: -count(rows[n] for n in unit))
     # A group belongs to whoever holds most of it.
     homes = [max((owners[n] for n in unit), key=[owners[n] for n in unit].count) for unit in units]
     homes = deal([distinct_tokens([rows[n] for n in unit]) for unit in units], homes, num_processes)
-    by_group = dict(zip(groups, homes, strict=True))
-    whole = [by_group[row.group] for row in rows]
+    by_row = {n: home for unit, home in zip(units, homes, strict=True) for n in unit}
+    whole = [by_row[n] for n in range(len(rows))]
     single = deal([row.completion for row in rows], owners, num_processes)
 
     def tokens(numbers: Iterable[int]) -> int:
-        return distinct_tokens(rows[n] for n in numbers)
+        return count(rows[n] for n in numbers)
 
-    plans: list[tuple[int, SharedPlan]] = []
+    plans: list[tuple[int, Plan]] = []
     for targets, cut in ((whole, False), (single, False), (single, True)):
         if plans and cut:
             break
@@ -288,43 +277,38 @@ def plan_shared(
         for process in range(num_processes):
             mine = [[n for n in unit if targets[n] == process] for unit in units]
             shares.append([[n] for unit in mine for n in unit] if cut else [unit for unit in mine if unit])
-        num = max(len(_fill(share, micro_batch_size, tokens, max_tokens)) for share in shares)
-        too_large = max_tokens is not None and any(tokens(unit) > max_tokens for share in shares for unit in share)
+        num = max(len(_fill(share, tokens, max_tokens)) for share in shares)
+        too_large = any(tokens(unit) > max_tokens for share in shares for unit in share)
         if not cut and (num > max_passes or too_large):
             continue
-        passes = [_even(share, num, micro_batch_size, tokens) for share in shares]
+        passes = [_even(share, num, tokens) for share in shares]
         costs = [[tokens(part) for part in parts] for parts in passes]
         slowest = sum(map(max, zip(*costs, strict=True)))  # processes wait for each other after every pass
-        plans.append((slowest, SharedPlan(list(targets), passes, sum(map(sum, costs)))))
+        plans.append((slowest, Plan(list(targets), passes, sum(map(sum, costs)))))
     return min(plans, key=lambda plan: plan[0])[1]
 
 
-def _fill(
-    units: Iterable[list[int]], max_rows: int, tokens: Callable[[Iterable[int]], int], max_tokens: int | None
-) -> list[list[int]]:
-    """Units in order, a new part whenever one would have too many rows or tokens; a unit alone always fits."""
+def _fill(units: Iterable[list[int]], tokens: Callable[[Iterable[int]], int], max_tokens: int) -> list[list[int]]:
+    """Units in order, a new part whenever one would have too many tokens; a unit alone always fits."""
     parts: list[list[int]] = []
     for unit in units:
-        together = parts[-1] + unit if parts else unit
-        if parts and len(together) <= max_rows and (max_tokens is None or tokens(together) <= max_tokens):
-            parts[-1] = together
+        if parts and tokens(parts[-1] + unit) <= max_tokens:
+            parts[-1] = parts[-1] + unit
         else:
             parts.append(unit)
     return parts
 
 
-def _even(
-    units: list[list[int]], num_parts: int, max_rows: int, tokens: Callable[[Iterable[int]], int]
-) -> list[list[int]]:
+def _even(units: list[list[int]], num_parts: int, tokens: Callable[[Iterable[int]], int]) -> list[list[int]]:
     """Units in order in `num_parts` parts whose largest has as few tokens as can be; empty ones where units are few."""
     low, high = 0, tokens(n for unit in units for n in unit)
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(units, max_rows, tokens, middle)) <= num_parts:
+        if len(_fill(units, tokens, middle)) <= num_parts:
             high = middle
         else:
             low = middle + 1
-    parts = _fill(units, max_rows, tokens, high)
+    parts = _fill(units, tokens, high)
     return parts + [[] for _ in range(num_parts - len(parts))]
 
 
@@ -366,44 +350,35 @@ def split_rows(batch: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def collate_rows(rows: Sequence[Row], pad_token_id: int) -> dict[str, Any]:
-    """The inverse of `split_rows` for any choice of rows: prompts padded left, completions right, no wider than needed.
+def collate_completions(rows: Sequence[Row], pad_token_id: int) -> dict[str, Any]:
+    """What the loss reads of rows: `COMPLETION_KEYS` as [rows, T] tensors padded on the right, and their weights.
 
     A completion without trained tokens still gets one masked column, which the model's head needs. `loss_weights` and
     `kl_weights` become float64 tensors on the CPU.
     """
-
-    def padded(values: list[Tensor], fill: float, side: str) -> Tensor:
-        return pad_sequence(values, batch_first=True, padding_value=fill, padding_side=side)
-
-    prompts, widest = [row["prompt_ids"] for row in rows], max(len(row["completion_ids"]) for row in rows)
-    batch: dict[str, Any] = {
-        "prompt_ids": padded(prompts, pad_token_id, "left"),
-        "prompt_mask": padded([torch.ones_like(prompt) for prompt in prompts], 0, "left"),
-    }
+    batch: dict[str, Any] = {}
     for key in COMPLETION_KEYS:
         if key in rows[0]:
-            batch[key] = padded([row[key] for row in rows], pad_token_id if key == "completion_ids" else 0, "right")
-            if widest == 0:
-                batch[key] = batch[key].new_full((len(rows), 1), pad_token_id if key == "completion_ids" else 0)
-    prompt_width, width = batch["prompt_ids"].size(1), max(widest, 1)
-    for key in SEQUENCE_KEYS:
-        if key in rows[0]:
-            batch[key] = rows[0][key].new_zeros(len(rows), prompt_width + width)
-            for place, row in enumerate(rows):
-                start = prompt_width - len(row["prompt_ids"])
-                batch[key][place, start : start + len(row[key])] = row[key]
-    has_images = any(row.get("num_images", 1) for row in rows)
-    for key in MODEL_INPUT_KEYS:
-        if key in rows[0] and key not in SEQUENCE_KEYS and has_images:
-            values = [row[key] for row in rows]
-            batch[key] = torch.cat(values) if isinstance(values[0], Tensor) else values
+            fill = pad_token_id if key == "completion_ids" else 0
+            batch[key] = pad_sequence([row[key] for row in rows], batch_first=True, padding_value=fill)
+            if batch[key].size(1) == 0:
+                batch[key] = batch[key].new_full((len(rows), 1), fill)
     for key in ("loss_weights", "kl_weights"):
         if key in rows[0]:
             batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float64)
-    from trl.trainer.utils import unsplit_pixel_values_by_grid
+    return batch
 
-    return unsplit_pixel_values_by_grid(batch)
+
+def collate_images(rows: Sequence[Row]) -> dict[str, Any]:
+    """The images of rows, one after the other, as a model takes them; empty without any."""
+    from trl.trainer.utils import unsplit_pixel_values_by_grid  # takes seconds, and selecting groups needs no TRL
+
+    images: dict[str, Any] = {}
+    for key in MODEL_INPUT_KEYS:
+        if key in rows[0] and key not in (*SEQUENCE_KEYS, *COUNT_KEYS):
+            values = [row[key] for row in rows]
+            images[key] = torch.cat(values) if isinstance(values[0], Tensor) else values
+    return unsplit_pixel_values_by_grid(images)
 
 
 def copy_row(row: Row, device: torch.device | str | None = None) -> Row:

@@ -60,8 +60,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,17 +79,15 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head, get_config_model
 from eval_harness.models import ONLY_WEIGHTS
 from gpg_repro.batch import (
     MODEL_INPUT_KEYS,
+    SEQUENCE_KEYS,
+    Plan,
     PromptStream,
     Row,
-    SharedPlan,
     Sizes,
-    collate_rows,
     copy_row,
-    deal,
     distinct_tokens,
-    micro_batches,
-    num_passes,
-    plan_shared,
+    padded_tokens,
+    plan_passes,
     reached,
     select_groups,
     select_groups_released,
@@ -105,20 +102,13 @@ from gpg_repro.objective import (
     kl_k3,
     valid_groups,
 )
-from gpg_repro.shared_prompt import (
-    SHARE_PROMPT,
-    WORTHWHILE,
-    clusters,
-    collate_shared,
-    copy_rows,
-    refusal,
-    shared_attention,
-    shared_log_probs,
-)
+from gpg_repro.packed_attention import attention_for, difference, log_probs, probe_rows, refusal
+from gpg_repro.packing import collate_packed, collate_plain, copy_rows
 
 logger = logging.getLogger(__name__)
 
 LOGP_TEMPERATURES = ("sampling", "one")
+SHARE_PROMPT = ("auto", "on", "off")
 
 # What each released generation of the method does where the user leaves the choice open (None).
 FIDELITY_DEFAULTS = {
@@ -127,6 +117,12 @@ FIDELITY_DEFAULTS = {
     "r1": {"f_norm": "none", "age": True, "beta_th": 0.0, "normalization": "local", "logp_temperature": "sampling"},
     "r2": {"f_norm": "none", "age": True, "beta_th": 0.5, "normalization": "local", "logp_temperature": "sampling"},
 }
+SHARING_COST = {"cpu": (3e10, 2e-4), "cuda": (2.9e14, 2.2e-4)}
+"""By device: FLOP per second that an update reaches, and seconds that sharing adds to a layer in one pass.
+
+cuda: 0.37 of 783 TFLOP/s, and six more kernel launches (four gathers and their sums) of 36 us each, as measured on an
+H200 (docs/efficiency.md). cpu: one thread of the machine of bench/results, and two more SDPA calls.
+"""
 R1_MIN_INVERSE_ALPHA = 0.05  # R1 divides by max(1 - M/B, 0.05): alpha is at most 20
 
 # TRL settings that GPG's loss would ignore or that break its exactness: the only value accepted, and the reason.
@@ -644,17 +640,21 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         self._evaluated: list[_Draw] = []
         self._evaluated_sums: list[Tensor] = []
         self._sharing_told: set[bool] = set()  # outcomes of "auto" the log has named
-        self._cannot_share = self._sharing_refused()
-        if self._cannot_share and args.share_prompt != "off":
-            log = logger.warning if args.share_prompt == "on" else logger.info
-            log(
-                "share_prompt=%r: not with this model: %s. Each completion brings its prompt along.",
-                args.share_prompt,
-                self._cannot_share,
+        self._probed = False
+        self._cannot_pack: str | None = None
+        self._set_cannot_pack(self._packing_refused())
+
+    def _set_cannot_pack(self, reason: str | None) -> None:
+        self._cannot_pack = reason
+        if reason and self.args.share_prompt != "off":
+            logger.warning(
+                "share_prompt=%r: not with this model: %s. Rows are padded, and each brings its prompt along.",
+                self.args.share_prompt,
+                reason,
             )
 
-    def _sharing_refused(self) -> str | None:
-        """Why no prompt is shared; None where nothing speaks against it."""
+    def _packing_refused(self) -> str | None:
+        """Why rows are not packed, before the model is asked; None where nothing speaks against it."""
         if self.tools:
             return "tools may put images into completions"
         if getattr(self.args, "use_liger_kernel", False):
@@ -664,7 +664,34 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         parallel = getattr(self.accelerator, "parallelism_config", None)
         if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled):
             return "sequences are split over devices"
+        if self.args.neftune_noise_alpha:
+            return "NEFTune would add the same noise to all copies of a prompt"
         return refusal(self.accelerator.unwrap_model(self.model))
+
+    def _probe(self, model, rows: list[Row]) -> None:
+        """Before the first pass: whether this model computes the same for packed rows as for each alone.
+
+        Args:
+            rows: any of the step's, for their pictures; the same number on every process.
+        """
+        self._probed = True
+        if self._cannot_pack:
+            return
+        unwrapped, tokenizer = self.accelerator.unwrap_model(model), self._tokenizer
+        text = unwrapped.config.get_text_config()
+        probe = probe_rows(min(text.vocab_size, len(tokenizer)), tokenizer.all_special_ids, self.accelerator.device)
+        pictured = next((row for row in rows if row.get("pixel_values") is not None), None)
+        if pictured is not None:
+            probe = [pictured | {key: row[key] for key in ("completion_ids", "completion_mask")} for row in probe[:2]]
+            for row in probe:
+                for key in set(SEQUENCE_KEYS) & row.keys():
+                    kinds = row[key][: len(row["prompt_ids"])]
+                    row[key] = torch.cat([kinds, torch.zeros_like(row["completion_ids"])])
+        training = model.training
+        model.eval()
+        with self.accelerator.autocast():
+            self._set_cannot_pack(difference(model, unwrapped, probe, tokenizer.pad_token_id))
+        model.train(training)
 
     # Prompts --------------------------------------------------------------------------------------------------------
 
@@ -741,12 +768,9 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         if self._passes[slot] is None:
             self._step += 1
             return torch.zeros((), device=self.accelerator.device)
-        with self._attention_for(model, self._passes[slot]):  # checkpointed layers run again in the backward pass
+        unwrapped = self.accelerator.unwrap_model(model)
+        with attention_for(unwrapped, self._passes[slot]):  # checkpointed layers run again in the backward pass
             return super().training_step(model, inputs, num_items_in_batch)
-
-    def _attention_for(self, model, inputs: dict[str, Any]):
-        """The attention a pass needs, forward and backward."""
-        return shared_attention(self.accelerator.unwrap_model(model)) if "packed" in inputs else nullcontext()
 
     def _prepare_inputs(self, generation_batch):
         if self.model.training:
@@ -758,8 +782,8 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             return GRPOTrainer._generate_and_score_completions(self, inputs)
         batch = super()._generate_and_score_completions(inputs)
         self._evaluated.append(self._as_draw(batch, self.num_generations_eval))
-        ones = torch.ones(len(batch["completion_ids"]))  # `evaluation_loop` weighs the rows of the whole set
-        return {**batch, "loss_weights": ones, "kl_weights": ones}
+        rows = [row | {"loss_weights": 1.0, "kl_weights": 1.0} for row in split_rows(batch)]
+        return self._collate(rows, self.args.share_prompt != "off")  # `evaluation_loop` weighs the whole set's rows
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         """TRL's, with the loss of the whole set as one batch, whatever the processes and the evaluation batch size.
@@ -881,65 +905,68 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         if self.args.skip_invalid_groups and self.beta == 0.0:
             valid = torch.tensor([flags[draw][group] for draw, group in selection.groups])
             keep = valid.repeat_interleave(num_generations) & scored & (lengths > 0)
-        numbers, kept = order[keep].tolist(), lengths[keep].tolist()
+        numbers = order[keep].tolist()
         owners = [number % num_rows * num_processes // num_rows for number in numbers]
         sizes = [Sizes(n // num_generations, *draws[n // num_rows].sizes[n % num_rows]) for n in numbers]
-        plan = self._plan_shared(sizes, owners)
-        targets = plan.targets if plan else deal(kept, owners, num_processes)
-        mine = self._exchange(draws, numbers, owners, targets)
+        if not self._probed:
+            self._probe(self.model_wrapped, list(draws[-1].rows.values()))
+        plan, shared = self._plan(sizes, owners)
+        mine = self._exchange(draws, numbers, owners, plan.targets)
         for number, weight, kl_weight in zip(order.tolist(), weights.tolist(), kl_weights.tolist(), strict=True):
             if number in mine:
                 # Data parallelism averages gradients over processes; the weights are those of a sum.
                 mine[number] |= {"loss_weights": weight * num_processes, "kl_weights": kl_weight * num_processes}
-
-        if plan:
-            own = plan.passes[self.accelerator.process_index]
-            batches = [[mine[numbers[i]] for i in part] for part in own]
-        else:
-            parts = num_passes(targets, num_processes, self.args.per_device_train_batch_size)
-            rows = list(mine.values())
-            split = micro_batches([_num_tokens(row) for row in rows], max(parts, 1))
-            batches = [[rows[i] for i in part] for part in split]
+        batches = [[mine[numbers[i]] for i in part] for part in plan.passes[self.accelerator.process_index]]
         # Every process makes the same number of passes, or collectives inside them would wait forever; one without
         # rows for a pass, and all of them where no group has a signal, send a short row of weight zero.
         idle = min(draws[-1].rows.values(), key=_num_tokens) | {"loss_weights": 0.0, "kl_weights": 0.0}
-        passes = [self._collate(batch or [idle], shared=plan is not None) for batch in batches]
+        passes = [self._collate(batch or [idle], shared) for batch in batches or [[]]]
         # Gradients are reduced in the last accumulation step: it must not be an empty one.
         return [None] * (self.args.gradient_accumulation_steps - len(passes)) + passes
 
-    def _plan_shared(self, sizes: list[Sizes], owners: list[int]) -> SharedPlan | None:
-        """How a step's rows share their prompts; None if they do not. Logs which, and what went through the model."""
-        everything = sum(size.prompt + size.completion for size in sizes)
-        plan = None
-        if sizes and self.args.share_prompt != "off" and not self._cannot_share:
-            rows, longest = self.args.per_device_train_batch_size, max(s.prompt + s.completion for s in sizes)
-            auto = self.args.share_prompt == "auto"
-            plan = plan_shared(
-                sizes,
-                owners,
-                self.accelerator.num_processes,
-                rows,
-                self.args.gradient_accumulation_steps,
-                max_tokens=rows * longest if auto else None,  # a pass of unshared rows may have as many
-            )
-            shared = plan.num_tokens
-            if auto and shared > WORTHWHILE * everything:
-                plan = None
-            if (plan is not None) not in self._sharing_told:
-                self._sharing_told.add(plan is not None)
-                how = "one pass per prompt" if plan else "one pass per completion, as sharing would not pay"
+    def _plan(self, sizes: list[Sizes], owners: list[int]) -> tuple[Plan, bool]:
+        """The passes of a step's rows, and whether those that begin alike share it. Logs which."""
+        alone = [replace(size, group=number) for number, size in enumerate(sizes)]
+        # What an unshared pass of per_device_train_batch_size rows may have.
+        longest = max((size.prompt + max(size.completion, 1) for size in sizes), default=0)
+        limits = {
+            "num_processes": self.accelerator.num_processes,
+            "max_tokens": self.args.per_device_train_batch_size * longest,
+            "max_passes": self.args.gradient_accumulation_steps,
+        }
+        shared, plan = False, None
+        if sizes and self.args.share_prompt != "off" and not self._cannot_pack:
+            plan = plan_passes(sizes, owners, **limits)
+            saved = distinct_tokens(alone) - plan.num_tokens
+            shared = self.args.share_prompt == "on" or self._pays(saved, sum(map(len, plan.passes)))
+            if self.args.share_prompt == "auto" and shared not in self._sharing_told:
+                self._sharing_told.add(shared)
                 logger.info(
-                    "Step %d: %s. Sharing leaves %d of %d tokens.", self.state.global_step + 1, how, shared, everything
+                    "Step %d: rows that begin alike %s. Sharing leaves at most %d of %d tokens.",
+                    self.state.global_step + 1,
+                    "share their beginning" if shared else "do not share it, as that would not pay",
+                    plan.num_tokens,
+                    distinct_tokens(alone),
                 )
-        log = self._metrics["train"]
-        log["share_prompt"].append(float(plan is not None))
-        log["tokens/forward"].append(plan.num_tokens if plan else everything)
-        return plan
+        if not shared:
+            plan = plan_passes(alone, owners, **limits, count=padded_tokens if self._cannot_pack else distinct_tokens)
+        self._metrics["train"]["share_prompt"].append(float(shared))
+        return plan, shared
+
+    def _pays(self, saved: int, num_passes: int) -> bool:
+        """Whether sharing saves more time than it costs, by `SHARING_COST` of this device."""
+        flop, cost = SHARING_COST.get(self.accelerator.device.type, SHARING_COST["cuda"])
+        text = self.accelerator.unwrap_model(self.model).config.get_text_config()
+        # Forward and backward, of the feed-forward part alone: three products.
+        flop_per_token = 6 * 3 * text.hidden_size * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+        return saved * flop_per_token / flop > num_passes * cost
 
     def _collate(self, rows: list[Row], shared: bool) -> dict[str, Any]:
-        if not shared:
-            return collate_rows(rows, self._tokenizer.pad_token_id)
-        return collate_shared(rows, self.accelerator.unwrap_model(self.model), self._tokenizer.pad_token_id)
+        pad = self._tokenizer.pad_token_id
+        if self._cannot_pack:
+            return collate_plain(rows, pad)
+        model = self.accelerator.unwrap_model(self.model)
+        return collate_packed(rows, model, pad, shared)
 
     def _weigh(
         self,
@@ -998,24 +1025,15 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
 
     def _compute_loss(self, model, inputs: dict[str, Any]) -> Tensor:
         """This pass's part of the GPG loss (times the number of processes): sum_i w_i sum_t -log pi(o_it)."""
-        if "packed" in inputs:
-            logps, entropies = self._get_shared_logps_and_entropies(model, inputs)
-        else:
-            completion_ids = inputs["completion_ids"]
-            logps, entropies, _ = self._get_per_token_logps_and_entropies(
-                model,
-                torch.cat([inputs["prompt_ids"], completion_ids], dim=1),
-                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-                completion_ids.size(1),
-                compute_entropy=True,
-                **{key: inputs.get(key) for key in MODEL_INPUT_KEYS},
-            )
+        logps, entropies = self._log_probs(model, inputs)
         mask = _loss_mask(inputs)
         terms = -logps * mask * _column(inputs["loss_weights"], logps)
         kl_terms = torch.zeros_like(terms)
         loss = terms.sum()
         counted = mask * _column(inputs["kl_weights"] != 0, mask)  # all but the rows that only keep processes in step
         sums = {"entropy": (entropies, counted), "tokens/trained": (torch.ones_like(logps), counted)}
+        if self.model.training:
+            sums["tokens/forward"] = (counted.any().double() * inputs["num_tokens"], torch.ones((), device=mask.device))
         if "ref_per_token_logps" in inputs:
             kl = kl_k3(logps, inputs["ref_per_token_logps"])
             kl_terms = kl * mask * _column(inputs["kl_weights"], logps)
@@ -1030,36 +1048,15 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             self._evaluated_sums.append(self.accelerator.gather(row_sums).cpu().double())
         return loss
 
-    def _get_shared_logps_and_entropies(self, model, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        with self._attention_for(model, inputs), self.accelerator.autocast():
-            return shared_log_probs(model, inputs)
+    def _log_probs(self, model, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and entropies of a collated batch, [rows, T]."""
+        with attention_for(self.accelerator.unwrap_model(model), batch), self.accelerator.autocast():
+            return log_probs(model, batch)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
-        """TRL's; without gradient (a reference model, evaluation) prompts are shared where those of an update are."""
-        share = not torch.is_grad_enabled() and self.args.share_prompt != "off" and not self._cannot_share
-        batches = self._share_dense(input_ids, attention_mask, logits_to_keep, batch_size, **kwargs) if share else None
-        if batches is None:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
-            )
-        logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
-        entropies, start = torch.zeros_like(logps), 0
-        for rows in batches:
-            batch = self._collate(rows, shared=True)
-            mask = batch["completion_mask"]
-            values = self._get_shared_logps_and_entropies(model, batch)
-            for whole, part in zip((logps, entropies), values, strict=True):
-                if part is not None:
-                    whole[start : start + len(rows), : mask.size(1)] = part * mask
-            start += len(rows)
-        return logps, entropies if compute_entropy else None, None
-
-    def _share_dense(
-        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None, **kwargs
-    ) -> list[list[Row]] | None:
-        """TRL's padded batch as lists of rows, one per forward pass; None where sharing would not pay."""
+        """TRL's, of its padded batches (a reference model, evaluation), by the passes of an update."""
         prompt = slice(0, input_ids.size(1) - logits_to_keep)
         completion = slice(prompt.stop, None)
         images = {key: value for key, value in kwargs.items() if key in MODEL_INPUT_KEYS and value is not None}
@@ -1072,12 +1069,17 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
                 **images,
             }
         )
-        step = batch_size or len(rows)
-        batches = [rows[start : start + step] for start in range(0, len(rows), step)]
-        left = sum(_num_distinct_tokens(batch) for batch in batches)
-        if self.args.share_prompt == "auto" and left > WORTHWHILE * sum(map(_num_tokens, rows)):
-            return None
-        return batches
+        if not self._probed:
+            self._probe(model, rows)
+        logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
+        entropies, step = torch.zeros_like(logps), batch_size or len(rows)
+        for start in range(0, len(rows), step):
+            batch = self._collate(rows[start : start + step], self.args.share_prompt != "off")
+            mask = batch["completion_mask"]
+            for whole, part in zip((logps, entropies), self._log_probs(model, batch), strict=True):
+                if part is not None:
+                    whole[start : start + step, : mask.size(1)] = part * mask
+        return logps, entropies if compute_entropy else None, None
 
     def _log_token_means(self, values: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Logs means of [rows, T] values over the masked tokens of the whole step; one collective per step."""
@@ -1092,7 +1094,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             sums, self._token_sums = self._token_sums, None
         for name, (total, count) in zip(values, self.accelerator.reduce(sums).tolist(), strict=True):
             log = self._metrics["train" if training else "eval"]
-            if name == "tokens/trained":
+            if name.startswith("tokens/"):
                 log[name].append(total)
             elif count:
                 log[name].append(total / count)
@@ -1105,14 +1107,6 @@ def _loss_mask(batch: dict[str, Any]) -> Tensor:
 
 def _num_tokens(row: Row) -> int:
     return len(row["prompt_ids"]) + len(row["completion_ids"])
-
-
-def _num_distinct_tokens(rows: list[Row]) -> int:
-    return distinct_tokens(
-        Sizes(group, len(rows[number]["prompt_ids"]), len(rows[number]["completion_ids"]))
-        for group, run in enumerate(clusters(rows))
-        for number in run
-    )
 
 
 def _column(weights: Tensor, logps: Tensor) -> Tensor:

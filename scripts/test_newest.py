@@ -29,7 +29,7 @@ from packaging.version import InvalidVersion, Version
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "newest"
 ADAPTOR_TESTS = (
-    "tests/test_trainer.py", "tests/test_batch.py", "tests/test_shared_prompt.py", "tests/test_distributed.py",
+    "tests/test_trainer.py", "tests/test_batch.py", "tests/test_packing.py", "tests/test_distributed.py",
     "tests/test_train.py", "tests/test_runner.py", "tests/test_vision_engines.py", "tests/test_one_prefill.py",
     "tests/test_adapters.py", "tests/test_launch.py", "tests/test_tables.py",
 )  # fmt: skip

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback, set_seed
 from trl import GRPOConfig
 
+from gpg_repro.packed_attention import attention_for
 from gpg_repro.trainer import GPGConfig, GPGTrainer
 
 NUM_GENERATIONS = 4
@@ -89,29 +90,25 @@ def letter_accuracy(completion_ids, **kwargs):
 
 
 def exact_log_probs(model, batch: dict) -> torch.Tensor:
-    """What `gpg_repro.shared_prompt.shared_log_probs` returns, from logits: the fused head computes in float32."""
-    inputs = {key: value for key, value in batch["packed"].items() if key != "shift_labels"}
+    """What `gpg_repro.packed_attention.log_probs` returns, from logits: the fused head computes in float32."""
+    inputs = {key: value for key, value in batch["inputs"].items() if key not in ("labels", "shift_labels")}
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
-    labels = batch["packed"]["shift_labels"][0].clamp(min=0)
-    logps = model(**inputs, use_cache=False).logits[0].log_softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    logits = model(**inputs, use_cache=False).logits
+    if "layout" in batch:
+        labels = batch["inputs"]["shift_labels"]
+    else:
+        logits, labels = logits[:, :-1], batch["inputs"]["labels"][:, 1:]
+    logps = logits.log_softmax(-1).gather(2, labels.clamp(min=0).unsqueeze(2)).flatten()
     return logps[batch["places"]]
 
 
 class Float64Trainer(GPGTrainer):
-    """Log-probabilities from the logits, prompts shared or not: TRL's fused head computes in float32."""
+    """Log-probabilities from the logits: TRL's fused head computes in float32."""
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        images = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
-        seen = {key: kwargs[key] for key in images if kwargs.get(key) is not None}
-        if "pixel_values" in seen:
-            seen["pixel_values"] = seen["pixel_values"].double()
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, **seen).logits[:, -logits_to_keep - 1 : -1]
-        logps = logits.log_softmax(-1).gather(2, input_ids[:, -logits_to_keep:].unsqueeze(2)).squeeze(2)
-        return logps, torch.zeros_like(logps), None
-
-    def _get_shared_logps_and_entropies(self, model, inputs):
-        logps = exact_log_probs(model, inputs)
+    def _log_probs(self, model, batch):
+        with attention_for(self.accelerator.unwrap_model(model), batch):
+            logps = exact_log_probs(model, batch)
         return logps, torch.zeros_like(logps)
 
 

@@ -8,16 +8,16 @@ from trl.trainer.utils import RepeatSampler
 
 from gpg_repro.batch import (
     PromptStream,
-    collate_rows,
+    collate_completions,
+    collate_images,
     copy_row,
     deal,
-    micro_batches,
-    num_passes,
     reached,
     select_groups,
     select_groups_released,
     split_rows,
 )
+from gpg_repro.packing import collate_plain
 
 # Prompts ------------------------------------------------------------------------------------------------------------
 
@@ -106,18 +106,6 @@ def test_deal_evens_out_tokens():
     assert deal([5, 5], [0, 1], 2) == [0, 1]
 
 
-def test_passes_are_those_of_the_fullest_process():
-    assert num_passes([0, 0, 0, 1], 2, 2) == 2
-    assert num_passes([0, 1], 2, 8) == 1
-    assert num_passes([], 3, 2) == 0
-
-
-def test_micro_batches_are_even_and_hold_rows_of_like_length():
-    assert micro_batches([5, 90, 7, 80, 6], 2) == [[1, 3, 2], [4, 0]]
-    assert micro_batches([3], 2) == [[0], []]
-    assert micro_batches([], 1) == [[]]
-
-
 # Rows ---------------------------------------------------------------------------------------------------------------
 
 
@@ -151,37 +139,45 @@ def make_batch(with_images: bool = False):
 
 @pytest.mark.parametrize("with_images", [True, False])
 def test_splitting_and_collating_is_lossless(with_images):
+    """Prompts are padded on the left before, on the right behind their completions afterwards."""
     batch = make_batch(with_images)
-    again = collate_rows(split_rows(batch), pad_token_id=0)
-    for key in ("prompt_ids", "prompt_mask"):
-        assert torch.equal(again[key], batch[key])
+    again = collate_plain(split_rows(batch), pad_token_id=0)
     for key in ("completion_ids", "completion_mask"):
         assert torch.equal(again[key], batch[key][:, :5])  # the last column trained nothing
     mask = batch["completion_mask"][:, :5]
     assert torch.equal(again["ref_per_token_logps"], batch["ref_per_token_logps"][:, :5] * mask)
-    assert torch.equal(again["mm_token_type_ids"], batch["mm_token_type_ids"][:, :9])
-    for key in ("num_images", "image_grid_thw", "pixel_values", "image_sizes") if with_images else ():
-        assert torch.equal(torch.as_tensor(again[key]), torch.as_tensor(batch[key]))
-    assert not {"advantages", "num_items_in_batch"} & set(again)
+    inputs, kept = again["inputs"], torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1).bool()
+    assert inputs["attention_mask"].tolist() == [[1] * n + [0] * (7 - n) for n in (7, 2, 6, 5)]
+    seen = inputs["attention_mask"].bool()
+    assert torch.equal(inputs["input_ids"][seen], torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)[kept])
+    assert torch.equal(inputs["mm_token_type_ids"][seen], batch["mm_token_type_ids"][kept])
+    # Labels are completion tokens, and `places` the predictions of them: row 2 has one prompt token and five others.
+    assert inputs["labels"][2].tolist() == [-100, 301, 302, 303, 304, 305, -100]
+    assert again["places"][2].tolist() == [2 * 6 + n for n in range(5)] and again["num_tokens"] == 4 * 7
+    for key in ("image_grid_thw", "pixel_values", "image_sizes") if with_images else ():
+        assert torch.equal(inputs[key], batch[key])
+    assert not {"advantages", "num_items_in_batch", "num_images"} & (set(again) | set(inputs))
 
 
 def test_any_choice_of_rows_takes_its_images_along():
     rows = split_rows(make_batch(with_images=True))
-    batch = collate_rows([rows[3], rows[0]], pad_token_id=0)
-    assert batch["prompt_ids"].tolist() == [[0, 31, 32, 33], [1, 2, 3, 4]]
+    batch = collate_plain([rows[3], rows[0]], pad_token_id=0)
+    inputs = batch["inputs"]
+    assert inputs["input_ids"].tolist() == [[31, 32, 33, 401, 402, 0, 0], [1, 2, 3, 4, 101, 102, 103]]
     assert batch["completion_ids"].tolist() == [[401, 402, 0], [101, 102, 103]]
-    assert batch["image_grid_thw"].tolist() == [[1, 2, 2], [1, 2, 2], [1, 2, 4]]
-    assert batch["pixel_values"][:, 0].tolist() == [3.0] * 4 + [0.0] * 4 + [1.0] * 8
-    assert batch["num_images"] == [1, 2]
-    assert batch["image_sizes"].tolist() == [[6, 7], [0, 1], [2, 3]]
-    without = collate_rows([rows[1]], pad_token_id=0)
-    assert "pixel_values" not in without and "image_grid_thw" not in without
+    assert inputs["image_grid_thw"].tolist() == [[1, 2, 2], [1, 2, 2], [1, 2, 4]]
+    assert inputs["pixel_values"][:, 0].tolist() == [3.0] * 4 + [0.0] * 4 + [1.0] * 8
+    assert inputs["image_sizes"].tolist() == [[6, 7], [0, 1], [2, 3]]
+    assert collate_images([rows[0]])["image_grid_thw"].tolist() == [[1, 2, 2], [1, 2, 4]]
+    without = collate_plain([rows[1]], pad_token_id=0)
+    assert not {"pixel_values", "image_grid_thw"} & set(without["inputs"])
     assert without["completion_ids"].tolist() == [[0]] and without["completion_mask"].tolist() == [[0]]
+    assert without["inputs"]["labels"].tolist() == [[-100] * 3]
 
 
 def test_weights_are_kept_in_float64():
     row = split_rows(make_batch())[0] | {"loss_weights": 1 / 3, "kl_weights": 0.1}
-    batch = collate_rows([row, row], pad_token_id=0)
+    batch = collate_completions([row, row], pad_token_id=0)
     assert batch["loss_weights"].dtype == torch.float64 and batch["loss_weights"].tolist() == [1 / 3, 1 / 3]
 
 

@@ -29,6 +29,7 @@ from resampling import ALL_VALID, LARGER, OWN, THRESHOLD, Groups
 from update_step import Shape
 
 from eval_harness import records
+from gpg_repro.trainer import SHARING_COST
 
 SMALL = Workload(
     hidden_size=32,
@@ -252,12 +253,14 @@ def test_a_row_of_the_sharing_part(kind, small, monkeypatch):
             **({"image_side": self.image_side} if kind == "vision" else {}),
         ),
     )
+    monkeypatch.setitem(SHARING_COST, "cpu", (1e9, 0.0))
     numbers = update_step.sharing(kind, shape, 1)
     assert numbers["same_gradient"] < 1e-4 and numbers["ideal"] == round((33 + 4 * 5) / (4 * 38) / 2, 4)
     assert numbers["target"] == 0.5 and numbers["groups"] == small.num_groups
     assert numbers["pairs"] == numbers["off"]["pairs"] == 1
+    monkeypatch.setitem(SHARING_COST, "cpu", (1e9, 60.0))
     with pytest.raises(AssertionError, match="not shared"):
-        update_step.sharing(kind, Shape(33, 400, 56, {kind: 0.5}), 1)
+        update_step.sharing(kind, shape, 1)
 
 
 def test_a_vision_prompt_has_the_tokens_asked_for_and_lengths_are_the_cases(tmp_path):

@@ -506,13 +506,13 @@ def test_completions_from_vllm_have_the_gradient_of_the_same_from_generate(stand
 def test_nothing_is_weighed_by_what_vllm_thought(stand_in_generation, tmp_path, monkeypatch):
     """No importance ratio, and no forward pass over all completions to have one: invalid groups still cost nothing."""
     passes = []
-    forward = GPGTrainer._get_per_token_logps_and_entropies
+    forward = GPGTrainer._log_probs
 
-    def counted(self, model, ids, *args, **kwargs):
-        passes.append(len(ids))
-        return forward(self, model, ids, *args, **kwargs)
+    def counted(self, model, batch):
+        passes.append(len(batch["completion_ids"]))
+        return forward(self, model, batch)
 
-    monkeypatch.setattr(GPGTrainer, "_get_per_token_logps_and_entropies", counted)
+    monkeypatch.setattr(GPGTrainer, "_log_probs", counted)
     trainer, _ = scripted_training(
         tmp_path, rewards=REWARDS, layout=(4, 2), scripted=False, use_vllm=True, share_prompt="off"
     )

@@ -140,7 +140,8 @@ def run(output_dir: Path, rewards, layout: tuple[int, int], **settings) -> tuple
     )
 
     def count(module, args, kwargs):
-        recorder.patches += int(kwargs.get("grid_thw", args[1] if len(args) > 1 else None).prod(dim=-1).sum())
+        if module.training:  # not what asks before the first pass whether rows can be packed
+            recorder.patches += int(kwargs.get("grid_thw", args[1] if len(args) > 1 else None).prod(dim=-1).sum())
 
     trainer.model.model.visual.register_forward_pre_hook(count, with_kwargs=True)
     trainer.train()

@@ -131,7 +131,6 @@ def inspect_method(method: str, recipe_name: str, seed: int = 0) -> Inspection:
     with tempfile.TemporaryDirectory() as folder, one_thread():  # the same numbers on any number of cores
         trainer = build_trainer(recipe, base, dataset, Path(folder))
         trainer.args.save_strategy = "no"
-        trainer.args.share_prompt = "off"  # rows are counted: a shared pass packs a group's into one
         trainer.remove_callback(PrinterCallback)
         with _counting(trainer) as count:
             trainer.train()
@@ -165,7 +164,8 @@ class _Count:
     """Rows forwarded outside generation, by whether gradients were recorded."""
     inputs: dict[str, Any] | None = None
     """What the last loss was computed from."""
-    generating: bool = False
+    apart: bool = False
+    """Whether what happens now is not counted."""
 
 
 @contextlib.contextmanager
@@ -174,18 +174,22 @@ def _counting(trainer: Any) -> Iterator[_Count]:
     count = _Count({True: 0, False: 0})
 
     def seen(module, args, kwargs) -> None:
-        if not count.generating:
+        if not count.apart:
             ids = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else args[0]
-            count.rows[torch.is_grad_enabled()] += len(ids)
+            packed = getattr(module.config.get_text_config(), "_packed_layout", None)
+            count.rows[torch.is_grad_enabled()] += packed.num_rows if packed else len(ids)
 
-    generate, compute_loss = trainer.model.generate, trainer._compute_loss
+    def apart(function):
+        def called(*args, **kwargs):
+            count.apart = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                count.apart = False
 
-    def generating(*args, **kwargs):
-        count.generating = True
-        try:
-            return generate(*args, **kwargs)
-        finally:
-            count.generating = False
+        return called
+
+    compute_loss = trainer._compute_loss
 
     def computing(model, inputs):
         count.inputs = inputs
@@ -193,13 +197,18 @@ def _counting(trainer: Any) -> Iterator[_Count]:
 
     models = [trainer.model, *([trainer.ref_model] if trainer.ref_model is not None else [])]
     hooks = [model.base_model.register_forward_pre_hook(seen, with_kwargs=True) for model in models]
-    trainer.model.generate, trainer._compute_loss = generating, computing
+    trainer.model.generate, trainer._compute_loss = apart(trainer.model.generate), computing
+    probes = hasattr(trainer, "_probe")  # GPGTrainer's question before the first pass
+    if probes:
+        trainer._probe = apart(trainer._probe)
     try:
         yield count
     finally:
         for hook in hooks:
             hook.remove()
         del trainer.model.generate, trainer._compute_loss
+        if probes:
+            del trainer._probe
 
 
 class _Probe:
@@ -211,13 +220,15 @@ class _Probe:
         # Positive throughout, so that a large ratio is clipped in every row, and no row is without a signal.
         self._inputs |= {name: ones for name in ("advantages", "loss_weights", "kl_weights")}
         with torch.no_grad():
-            self._logps, _, _ = trainer._get_per_token_logps_and_entropies(
-                trainer.model,
-                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-                inputs["completion_ids"].size(1),
-            )
-
+            if "inputs" in inputs:  # GPGTrainer's packed rows
+                self._logps, _ = trainer._log_probs(trainer.model, inputs)
+            else:
+                self._logps, _, _ = trainer._get_per_token_logps_and_entropies(
+                    trainer.model,
+                    torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                    torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                    inputs["completion_ids"].size(1),
+                )
         self._gradients: dict[tuple[float, bool], torch.Tensor] = {}
 
     def _gradient(self, log_ratio: float, with_kl: bool) -> torch.Tensor:

@@ -1,0 +1,100 @@
+"""Models of many families take packed rows: no list of architectures, but a probe of the loaded model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from test_packing import PAD, gradients, text_rows, weights_of
+from transformers import set_seed
+from trl.trainer.utils import add_fused_lm_head
+
+from gpg_repro.packed_attention import TOLERANCES, attention_for, difference, log_probs, probe_rows, refusal
+from gpg_repro.packing import collate_packed, collate_plain
+
+SMALL = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.3,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "max_position_embeddings": 128,
+}
+SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+SOFT = SLIDING | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}
+FAMILIES = {
+    "Llama": {},
+    "Mistral": {"sliding_window": 6},
+    "Qwen2": {},
+    "Qwen3": {},
+    "Qwen3Moe": EXPERTS,
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Gemma": {},
+    "Gemma2": SOFT,
+    "Gemma3": SLIDING | {"query_pre_attn_scalar": 8},
+    "SmolLM3": {"no_rope_layers": [1, 0]},
+    "Phi3": {},
+    "Olmo2": {},
+    "Granite": {"attention_multiplier": 0.35, "logits_scaling": 2.0},
+    "Cohere2": SLIDING,
+    "StableLm": {},
+    "Starcoder2": {"sliding_window": 6},
+    "Glm4": {},
+    "GPTNeoX": {},
+    "GPT2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "OPT": {"dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+MORE = {"Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"), "GPT2": ("GPT2Config", "GPT2LMHeadModel")}
+
+
+def model_of(family: str) -> transformers.PreTrainedModel:
+    config, model = MORE.get(family, (f"{family}Config", f"{family}ForCausalLM"))
+    set_seed(0)
+    model = getattr(transformers, model)(getattr(transformers, config)(**SMALL | FAMILIES[family]))
+    if family == "GPTNeoX":  # no initializer_range reaches its query-key-value weights
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    return model.eval()
+
+
+def measured(model, batches) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Log-probabilities of all completion tokens end to end, and the gradient of a weighted sum of them."""
+    logps = []
+    for batch, weights in batches:
+        with attention_for(model, batch):
+            values = log_probs(model, batch)[0]
+            mask = batch["completion_mask"].bool()
+            logps.append(values[mask].detach())
+            (values[mask] * weights[:, : mask.size(1)][mask].to(values)).sum().backward()
+    return torch.cat(logps), gradients(model)
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"), [*((family, "sdpa") for family in FAMILIES), ("Gemma2", "eager"), ("Qwen3", "eager")]
+)
+def test_packed_rows_are_rows_one_by_one(family, attention):
+    rows, model = text_rows(), model_of(family)
+    model.set_attn_implementation(attention)
+    assert refusal(model) is None
+    assert difference(model, model, probe_rows(48, [PAD, 1], "cpu"), PAD) is None
+    weights = weights_of(rows)
+    batch = collate_packed(rows, model, PAD)
+    together, actual = measured(model, [(batch, weights)])
+    assert batch["layout"].num_calls == 2
+    alone, expected = measured(model, [(collate_plain([row], PAD), weights[n : n + 1]) for n, row in enumerate(rows)])
+    assert (together - alone).abs().max() < 2e-5
+    assert actual.keys() == expected.keys()
+    norm = torch.cat([g.flatten() for g in expected.values()]).norm()
+    assert torch.cat([(actual[k] - expected[k]).flatten() for k in expected]).norm() < 5e-6 * norm
+    # What another mask would do is far above the tolerance: tokens that see their neighbours, too.
+    with torch.no_grad():
+        mixed = log_probs(model, batch)[0]
+    assert (mixed[batch["completion_mask"].bool()] - alone).abs().mean() > 10 * TOLERANCES[torch.float32]
