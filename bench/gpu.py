@@ -394,6 +394,7 @@ def launches(bench: Bench) -> list[dict[str, Any]]:
 # TRL's tree -----------------------------------------------------------------------------------------------------------
 
 TREE = "gpg_bench_tree"
+_KERNEL_REPEATS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters  # not in 2.11
 
 
 def tree_attention(
@@ -418,11 +419,9 @@ def tree_attention(
     dtype = get_target_dtype(query, module) or query.dtype
     query, key, value = (x.transpose(1, 2)[0].to(dtype) for x in (query, key, value))
     key, value = (x.index_select(0, tree_kv_index) for x in (key, value))
-    repeats, more = query.size(1) // key.size(1), {}
-    if query.is_cuda and "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        more = {"enable_gqa": True}
-    else:
-        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    more = {"enable_gqa": True} if _KERNEL_REPEATS else {}
+    if not (query.is_cuda and _KERNEL_REPEATS):
+        key, value = (x.repeat_interleave(query.size(1) // key.size(1), dim=1) for x in (key, value))
     if query.is_cuda:
         ends = (tree_cu_seqlens_q, tree_cu_seqlens_k, tree_max_seqlen_q, tree_max_seqlen_k)
         return varlen_attn(query, key, value, *ends, window_size=(-1, 0), **more)[None], None
