@@ -110,7 +110,8 @@ def cases(workload: Workload, alphas: Sequence[float]) -> list[Case]:
 def prompt_rows(workload: Workload, case_list: Sequence[Case], rounds: int) -> Dataset:
     """Rows for `rounds` rounds of one step per case; `signal` tells the groups whose rewards differ.
 
-    Prompts are numbers, the last digit first: two of them have hardly a beginning in common that could be shared.
+    Prompts are numbers, the last digit first, then filled up: two of them have hardly a beginning in common that could
+    be shared, and no word of the vision tokenizer (1000) is in them.
     """
     rows = []
     for _ in range(rounds):
@@ -119,7 +120,7 @@ def prompt_rows(workload: Workload, case_list: Sequence[Case], rounds: int) -> D
             for place in order:
                 rows.append(
                     {
-                        "prompt": f"{len(rows):0{workload.prompt_tokens}d}"[::-1],
+                        "prompt": str(len(rows))[::-1].ljust(workload.prompt_tokens, "z"),
                         "signal": place < case.num_valid,
                         "shortest": case.shortest,
                         "longest": case.longest,
