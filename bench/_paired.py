@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,7 +108,11 @@ def cases(workload: Workload, alphas: Sequence[float]) -> list[Case]:
 
 
 def prompt_rows(workload: Workload, case_list: Sequence[Case], rounds: int) -> Dataset:
-    """Rows for `rounds` rounds of one step per case; `signal` tells the groups whose rewards differ."""
+    """Rows for `rounds` rounds of one step per case; `signal` tells the groups whose rewards differ.
+
+    Prompts are numbers, the last digit first, then filled up: two of them have hardly a beginning in common that could
+    be shared, and no word of the vision tokenizer (1000) is in them.
+    """
     rows = []
     for _ in range(rounds):
         for case in case_list:
@@ -115,7 +120,7 @@ def prompt_rows(workload: Workload, case_list: Sequence[Case], rounds: int) -> D
             for place in order:
                 rows.append(
                     {
-                        "prompt": f"{len(rows):0{workload.prompt_tokens}d}",
+                        "prompt": str(len(rows))[::-1].ljust(workload.prompt_tokens, "z"),
                         "signal": place < case.num_valid,
                         "shortest": case.shortest,
                         "longest": case.longest,
@@ -146,6 +151,20 @@ def scripted(rows: Dataset) -> Callable[..., dict[str, Any]]:
     return rollout
 
 
+@contextmanager
+def fixed_weights():
+    """Weights made in here are the same every time, and made on the GPU if there is one: a CPU takes minutes for 1.5 B.
+
+    A device that the caller has chosen stays.
+    """
+    device = torch.get_default_device()
+    if device.type == "cpu" and torch.cuda.is_available():
+        device = torch.device("cuda")
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(0)
+        yield
+
+
 def random_model(workload: Workload) -> Qwen2ForCausalLM:
     """The workload's model, the same weights every time."""
     tokenizer = build_tokenizer()
@@ -162,8 +181,7 @@ def random_model(workload: Workload) -> Qwen2ForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with fixed_weights():
         return Qwen2ForCausalLM(config).to(getattr(torch, workload.dtype))
 
 
@@ -335,11 +353,13 @@ class Step:
 
 
 class _TurnCallback(TrainerCallback):
-    def __init__(self, trainer: Any, place: int, turns: _Rotation):
+    def __init__(self, trainer: Any, place: int, turns: _Rotation, hold: int, over: Callable[[], bool] | None):
         self.trainer, self.place, self.turns, self.steps = trainer, place, turns, []
+        self.hold, self.over = hold, over
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.turns.next(self.place)
+        if len(self.steps) % self.hold == 0:
+            self.turns.next(self.place)
         set_seed(state.global_step)
         self.trainer.phase_seconds = {}
         self.start = now()
@@ -348,6 +368,8 @@ class _TurnCallback(TrainerCallback):
         whole = tuple(after - before for before, after in zip(self.start, now(), strict=True))
         seconds = {"step": whole} | {k: tuple(v) for k, v in self.trainer.phase_seconds.items()}
         self.steps.append(Step(seconds, {}))
+        if self.over is not None and self.over():
+            control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "grad_norm" in logs:  # not the last log, which sums the run up
@@ -403,12 +425,19 @@ class _Rotation:
             self._condition.notify_all()
 
 
-def take_turns(trainers: Mapping[str, Any], num_cases: int = 1) -> dict[str, list[Step]]:
+def take_turns(
+    trainers: Mapping[str, Any],
+    num_cases: int = 1,
+    hold: Mapping[str, int] | None = None,
+    over: Callable[[], bool] | None = None,
+) -> dict[str, list[Step]]:
     """Train all of them to the end, one optimiser step each in rotation, and return their steps.
 
     Args:
         trainers: by name.
         num_cases: kinds of steps that follow each other in one round of the data.
+        hold: steps that a trainer makes in one turn, by name; 1 unless given.
+        over: ends the training of whoever asks after a step; trainers may then differ by a turn.
 
     Raises:
         RuntimeError: one of them failed.
@@ -428,7 +457,7 @@ def take_turns(trainers: Mapping[str, Any], num_cases: int = 1) -> dict[str, lis
 
     threads = []
     for place, (name, trainer) in enumerate(trainers.items()):
-        callbacks[name] = _TurnCallback(trainer, place, rotation)
+        callbacks[name] = _TurnCallback(trainer, place, rotation, (hold or {}).get(name, 1), over)
         trainer.add_callback(callbacks[name])
         threads.append(threading.Thread(target=work, args=(place, trainer), daemon=True))
     for thread in threads:
@@ -464,6 +493,7 @@ def ratio(ours: Sequence[Step], theirs: Sequence[Step], phase: str) -> dict[str,
         pairs = [a.spent(phase)[index] / b.spent(phase)[index] for a, b in zip(ours, theirs, strict=True)]
         middle, *interval = (round(value, 4) for value in median_interval(pairs))
         numbers |= {f"{kind}_ratio": middle, f"{kind}_interval": interval if len(pairs) >= 6 else None}
+        numbers[f"{kind}_range"] = [round(min(pairs), 4), round(max(pairs), 4)]
         numbers[f"{kind}_s"] = [round(statistics.median(s.spent(phase)[index] for s in x), 3) for x in (ours, theirs)]
     return numbers | {"pairs": len(ours)}
 
@@ -507,36 +537,48 @@ def quiet() -> None:
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-class PeakMemory(TrainerCallback):
-    """Peak MiB of one optimiser step's update, or of the whole step.
+class Watched(TrainerCallback):
+    """Calls `watch` when sampling and scoring are done and the update begins, or at the beginning of the step.
 
-    The first step makes the optimiser's state. The second gives `resident`, the growth of the process's resident size
-    (CPU, Linux), or on a GPU `allocated`, the caching allocator's maximum. On a CPU a third gives `allocated`: live
-    bytes of torch's allocator as its profiler counts them, on top of the `persistent` ones (weights, gradients,
-    optimiser state). That counts memory asked for and never touched, which `resident` does not: TRL's fused head asks
-    for a scratch tile 32,768 tokens of vocabulary wide, whatever the vocabulary.
+    Whatever it finds goes into `result`.
     """
 
-    def __init__(self, trainer: Any, whole_step: bool):
+    def __init__(self, trainer: Any, whole_step: bool = False):
         self.trainer, self.whole_step, self.result = trainer, whole_step, {}
         if not whole_step:
             sample = trainer._generate_and_score_completions
 
             def sample_then_watch(inputs):
                 batch = sample(inputs)
-                self._watch()
+                self.watch()
                 return batch
 
             trainer._generate_and_score_completions = sample_then_watch
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.whole_step:
-            self._watch()
+            self.watch()
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        raise NotImplementedError
+
+
+class PeakMemory(Watched):
+    """Peak MiB of one optimiser step's update, or of the whole step.
+
+    The first step makes the optimiser's state. The second gives `resident`, the growth of the process's resident size
+    (CPU, Linux), or on a GPU `allocated`, the caching allocator's maximum, and `persistent`, what it held before. On a
+    CPU a third gives `allocated`: live bytes of torch's allocator as its profiler counts them, on top of the
+    `persistent` ones (weights, gradients, optimiser state). That counts memory asked for and never touched, which
+    `resident` does not: TRL's fused head asks for a scratch tile 32,768 tokens of vocabulary wide, whatever the
+    vocabulary.
+    """
+
+    def watch(self) -> None:
         steps_done, on_gpu = self.trainer.state.global_step, torch.cuda.is_available()
         if on_gpu and steps_done == 1:
             torch.cuda.reset_peak_memory_stats()
+            self.result["persistent"] = torch.cuda.memory_allocated() / 2**20
         elif steps_done == 1:
             gc.collect()
             with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
@@ -587,26 +629,74 @@ def process_memory(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+class Launches(Watched):
+    """What one update, the third, starts on the device: `launches` of kernels, `device_s` in which any of them ran.
+
+    Without a GPU it counts operators and their time instead.
+    """
+
+    def watch(self) -> None:
+        if self.trainer.state.global_step == 2:
+            now()
+            kinds = torch.profiler.supported_activities()
+            self._profiler = torch.profiler.profile(activities=kinds, acc_events=True)
+            self._profiler.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            now()
+            self._profiler.stop()
+            self.result |= work_of_events(self._profiler.profiler.kineto_results.events(), torch.cuda.is_available())
+
+
+def work_of_events(events: Sequence[Any], on_gpu: bool) -> dict[str, float]:
+    """`launches` and `device_s` of a profile's events: those of the device, on a CPU those of torch's operators.
+
+    Ranges that only name others are left out. Copies and fills of memory count in the time alone, where overlapping
+    work counts once.
+    """
+    device = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
+    kept = [e for e in events if e.device_type() == device and not e.is_user_annotation()]
+    if not on_gpu:
+        kept = [e for e in kept if e.name().startswith("aten::")]
+    busy, end = 0, 0
+    for event in sorted(kept, key=lambda e: e.start_ns()):
+        stop = event.start_ns() + event.duration_ns()
+        busy += max(0, stop - max(end, event.start_ns()))
+        end = max(end, stop)
+    launches = [e for e in kept if not e.name().startswith(("Memcpy", "Memset"))]
+    return {"launches": len(launches), "device_s": busy / 1e9}
+
+
 def measure_memory(
+    kind: str, workload: Workload, num_valid: int, folder: str, whole_step: bool = False, **settings: Any
+) -> dict[str, float]:
+    """Peak memory of one trainer's step in this process; see `PeakMemory`. Call it in a fresh one (`in_fresh_process`),
+    or on a GPU.
+    """
+    return watch_steps(partial(PeakMemory, whole_step=whole_step), kind, workload, num_valid, folder, **settings)
+
+
+def watch_steps(
+    watched: Callable[[Any], Watched],
     kind: str,
     workload: Workload,
     num_valid: int,
     folder: str,
-    whole_step: bool = False,
     rows_of: Callable[..., Dataset] = prompt_rows,
     trainer_of: Callable[..., Any] = scripted_trainer,
     **settings: Any,
 ) -> dict[str, float]:
-    """Peak memory of one trainer's step in this process; see `PeakMemory`. Call it in a fresh one (`in_fresh_process`).
+    """What a callback finds in three steps of one trainer.
 
-    The first of the three steps has short completions, so that little is resident already when the second begins.
+    The first of them has short completions, so that little is resident already when the second begins.
     """
     warm = Case("warm-up", workload.num_groups, 4, 4)
     measured = Case("measured", num_valid, workload.longest, workload.longest)
     rows = rows_of(workload, [warm, measured, measured], 1)
     torch.set_num_threads(1)
     trainer = trainer_of(kind, workload, rows, folder, **settings)
-    callback = PeakMemory(trainer, whole_step)
+    callback = watched(trainer)
     trainer.phase_seconds = {}
     trainer.add_callback(callback)
     trainer.train()

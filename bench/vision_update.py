@@ -102,8 +102,7 @@ def random_model(workload: VisionWorkload) -> Qwen2VLForConditionalGeneration:
     }
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
     special = dict(zip(names, tokenizer.convert_tokens_to_ids(list(VISION_TOKENS)), strict=True))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with paired.fixed_weights():
         model = Qwen2VLForConditionalGeneration(
             Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
+import itertools
 import json
 import math
 import os
@@ -9,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 import _paired as paired
 import data_parallel
 import eval_peers
+import gpu
 import kl_cost
 import resampling
 import update_step
@@ -69,6 +75,7 @@ def test_ratios_are_medians_over_pairs():
 
     numbers = paired.ratio(steps(1, 1, 9), steps(2, 2, 3), "update")
     assert numbers["wall_ratio"] == 0.5 and numbers["wall_interval"] is None and numbers["pairs"] == 3
+    assert numbers["wall_range"] == [0.5, 3.0]
 
 
 # Workloads ------------------------------------------------------------------------------------------------------------
@@ -92,6 +99,14 @@ def test_every_step_has_the_groups_its_case_says():
 def test_real_prompts_too_have_the_groups_their_case_says(num_valid):
     rows = paired.tiny_rows(8, [Case("some", num_valid, 0, 0), Case("all", 8, 0, 0)], 2)
     assert [sum(rows["signal"][start : start + 8]) for start in range(0, 32, 8)] == 2 * [num_valid, 8]
+
+
+def test_prompts_of_a_step_have_no_beginning_in_common():
+    # 0 to 9 differ in the first token, 10 to 19 from them in the second.
+    prompts = paired.prompt_rows(paired.PROTOTYPE, [Case("alpha 1", 8, 9, 9)], 3)["prompt"]
+    common = [len(os.path.commonprefix(pair)) for pair in itertools.combinations(prompts, 2)]
+    assert len(set(prompts)) == 24 and {len(prompt) for prompt in prompts} == {16}
+    assert max(common) == 1 and sum(common) == 18  # 0 10 20, … 3 13 23: three pairs each; 4 14, … 9 19: one each
 
 
 def test_rewards_differ_inside_groups_with_a_signal_only():
@@ -156,6 +171,21 @@ def test_the_first_round_of_every_case_is_left_out():
     assert paired.by_case(steps, 2) == [["A", "x"], ["B", "y"]]
 
 
+def test_a_trainer_may_hold_its_turn_and_ends_when_the_time_is_over(tmp_path):
+    rows = {"gpg": paired.prompt_rows(SMALL, [Case("alpha 1", 4, 9, 9)], 6)}
+    rows["grpo"] = rows["gpg"].select(range(3 * SMALL.num_groups))
+    trainers = {k: paired.scripted_trainer(k, SMALL, rows[k], str(tmp_path / k)) for k in rows}
+    order = []
+    for kind, trainer in trainers.items():
+        sample = trainer._generate_and_score_completions
+        trainer._generate_and_score_completions = lambda inputs, kind=kind, sample=sample: (
+            order.append(kind) or sample(inputs)
+        )
+    steps = paired.take_turns(trainers, hold={"gpg": 2}, over=lambda: len(order) >= 5)
+    assert order == ["grpo", "gpg", "gpg", "gpg", "gpg", "grpo"]  # the fifth ends ours; TRL's ends after its own
+    assert {kind: len(of_kind) for kind, of_kind in steps.items()} == {"gpg": 4, "grpo": 2}
+
+
 @pytest.mark.timeout(60)
 def test_a_trainer_that_fails_does_not_leave_the_other_waiting(tmp_path):
     rows = paired.prompt_rows(SMALL, [Case("alpha 1", 4, 9, 9)], 3)
@@ -194,9 +224,8 @@ def test_peak_of_events_counts_live_bytes():
 
 def test_memory_is_measured_in_the_step_that_was_asked_for(tmp_path):
     result = paired.measure_memory("gpg", SMALL, 2, str(tmp_path))
-    assert set(result) == ({"allocated"} if torch.cuda.is_available() else {"resident", "allocated", "persistent"})
-    if not torch.cuda.is_available():
-        assert result["allocated"] > result["persistent"] > 0
+    assert set(result) == {"allocated", "persistent"} | (set() if torch.cuda.is_available() else {"resident"})
+    assert result["allocated"] > result["persistent"] > 0
 
 
 # One pass for the prompt of a group -----------------------------------------------------------------------------------
@@ -306,6 +335,212 @@ def test_pictures_of_the_sharing_part():
     widths = [bar.get_width() for bar in text.patches]
     assert len(widths) == 24 and widths[:6] == pytest.approx([512 / 4608, 1792 / 4608, 0.5, 0.5, 0.25, 0.25])
     assert [bar.get_width() for bar in vision.patches][3:6] == pytest.approx([0.5, 0.5, 0])  # skipping not measured
+
+
+# On a GPU -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """What a whole toy run prints, and its JSON line."""
+    saved, printed = tmp_path_factory.mktemp("gpu") / "line.json", io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu.paired, "quiet", lambda: None)  # it silences logging for good
+        status = gpu.main(["--toy", "--minutes", "60", "--out", str(saved)])
+    *lines, last = printed.getvalue().splitlines()
+    assert saved.read_text(encoding="utf-8") == last + "\n" and status == 0
+    return lines, json.loads(last)
+
+
+@pytest.mark.full("trains every shape of the GPU bench in small")
+def test_a_toy_run_of_the_gpu_bench_has_every_row(toy):
+    lines, line = toy
+    assert [row["name"] for row in line["rows"]] == list(gpu.WANTED)
+    assert all(row["value"] > 0 and row["verdict"] in ("ok", "missed", "no target") for row in line["rows"])
+    for text, row in zip(lines, line["rows"], strict=True):
+        assert text.startswith(f"toy: {row['name']}: {row['value']:.3f}") and row["verdict"] in text
+    assert line["toy"] is True and line["complete"] is True and line["bench"] == "gpu"
+    assert line["device"] == ("cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+    assert line["command"] == "python bench/gpu.py --minutes 60 --pairs 3 --toy"
+    assert line["ratio"] == next(r["value"] for r in line["rows"] if r["name"] == "shared 4 x 8, 512:512")
+
+
+@pytest.mark.full("trains every shape of the GPU bench in small")
+def test_both_sides_of_the_gpu_bench_do_the_same_work(toy):
+    compared = [row for row in toy[1]["rows"] if "seconds" in row]
+    assert {row["pairs"] for row in compared} == {3, 5}
+    gaps = [row["same_gradient"] for row in compared]
+    # Every comparison's first alpha; that of TRL's tree too, whose log-probabilities come from the trie.
+    assert sum(gap is not None for gap in gaps) == 10 and max(gap for gap in gaps if gap is not None) < 1e-4
+
+
+@pytest.mark.full("trains every shape of the GPU bench in small")
+def test_tokens_left_by_hand(toy):
+    rows = {row["name"]: row for row in toy[1]["rows"]}
+    # 512:64 in small is 32:4. TRL: 8 x 36 = 288 a group. Prompt once, eight completions: 32 + 8 x 4 = 64.
+    row = rows["shared 16 x 8, 512:64"]
+    assert (row["prompt"], row["completion"], row["arithmetic"]) == (32, 4, 0.2222)
+    # Its last token begins every completion, whose own last one is left out: 31 + 8 x 4; equal beginnings are fewer.
+    assert row["shared"] and 55 / 288 < row["tokens_left"] <= 0.2188
+    half = rows["shared 16 x 8, 512:64, alpha 2"]
+    assert half["arithmetic"] == 0.1111 and half["tokens_left"] <= 0.1094
+    memory = rows["peak memory 4 x 8, 2048:512"]  # 128:32: (128 + 8 x 32) / (8 x 160) = 0.3
+    assert (memory["tokens_left"], memory["target"]) == (0.3, 0.4)
+    ours, theirs = rows["tokens beside TRL's tree"]["tokens"]
+    # 32:32. TRL's trie keeps the last tokens: 31 + 8 + 8 x 32 a group, less what completions have in common.
+    assert ours <= theirs <= 4 * 295
+
+
+@pytest.mark.full("trains every shape of the GPU bench in small")
+def test_nothing_is_alive_after_the_gpu_bench(toy):
+    gc.collect()  # two trainers of the large model for every row would not fit
+    assert not [trainer for trainer in gc.get_objects() if type(trainer) is gpu.TreeClocked]
+
+
+@pytest.mark.full("imports TRL in a process of its own")
+def test_the_gpu_bench_needs_no_engine_and_no_grader():
+    # What is missing on the machine it was written for, TRL's own guess about vLLM included.
+    code = f"""
+import importlib.util, sys
+missing, find = {{"vllm", "lighteval", "math_verify"}}, importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: None if name.split(".")[0] in missing else find(name, *args)
+sys.modules |= dict.fromkeys(missing)
+sys.path.insert(0, {str(Path(gpu.__file__).parent)!r})
+import gpu
+sys.exit(gpu.main(["--toy", "--only", "flops"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["name"] for row in json.loads(done.stdout.splitlines()[-1])["rows"]] == ["model FLOPs, alpha 1"]
+
+
+class Clock:
+    """Seconds that pass when a part is measured."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def part(clock: Clock, name: str, expected: float, taken: float, error: Exception | None = None) -> gpu.Part:
+    def measure(bench):
+        clock.seconds += taken
+        if error:
+            raise error
+        return [{"name": name, "value": 0.5}]
+
+    return gpu.Part(name, (name,), expected, measure)
+
+
+def test_rows_that_do_not_fit_are_left_out_by_name(monkeypatch):
+    monkeypatch.setattr(gpu, "WANTED", {name: gpu.Wanted(0.4) for name in "abcd"})
+    clock, rows = Clock(), []
+    # 60 s. The first takes twice what was expected: 20 s. The second, 25 s, would take 50 s; the third, 15 s, takes 30.
+    # Now 10 s are left and parts take 50/25 of what was expected: the last, 6 s, does not fit.
+    parts = [part(clock, *what) for what in (("a", 10, 20), ("b", 25, 0), ("c", 15, 30), ("d", 6, 1))]
+    gpu.measure(parts, gpu.Bench(True, 3), gpu.Budget(1, 0, clock), rows.append)
+    assert [(row["name"], row["verdict"]) for row in rows] == [
+        ("a", "missed"),
+        ("b", "not measured: out of time"),
+        ("c", "missed"),
+        ("d", "not measured: out of time"),
+    ]
+    assert gpu.shown(rows[1], False) == "b: not measured: out of time"
+
+
+def test_a_row_that_fails_does_not_end_the_gpu_bench(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "WANTED", {name: gpu.Wanted(0.4) for name in "abc"})
+    clock, rows = Clock(), []
+    parts = [
+        part(clock, "a", 1, 1, RuntimeError("misaligned address\nmore")),
+        part(clock, "b", 1, 1, gpu.OutOfTime("out of time after 2 pairs")),
+        part(clock, "c", 1, 1),
+    ]
+    gpu.measure(parts, gpu.Bench(True, 3), gpu.Budget(1, 0, clock), rows.append)
+    assert [row["verdict"] for row in rows] == [
+        "failed: RuntimeError: misaligned address",
+        "not measured: out of time after 2 pairs",
+        "missed",
+    ]
+    assert "misaligned address" in capsys.readouterr().err
+
+
+def test_a_target_missed_is_said():
+    row = gpu.judged({"name": "alpha 2", "value": 0.52, "range": [0.5, 0.6]})
+    assert gpu.shown(row, False) == "alpha 2: 0.520 [0.500, 0.600], target <= 0.51: missed; before 0.508"
+    assert gpu.judged({"name": "alpha 2", "value": 0.51})["verdict"] == "ok"
+    verdicts = [gpu.judged({"name": "model FLOPs, alpha 1", "value": v})["verdict"] for v in (0.44, 0.45)]
+    assert verdicts == ["missed", "ok"]
+    other = gpu.judged({"name": "alpha 2", "value": 0.1, "same_work": False, "same_gradient": 0.3})
+    assert other["verdict"] == "not the same work: gradient norms differ by 0.3"
+    assert gpu.judged({"name": "peak memory 4 x 8, 2048:512", "value": 0.5, "target": 0.4})["verdict"] == "missed"
+
+
+def test_too_few_pairs_are_no_row():
+    step = paired.Step({"step": (1.0, 1.0), "rollout": (0.0, 0.0)}, {"tokens/forward": 2, "grad_norm": 1.0})
+    step.logs["share_prompt"] = 1
+    setup = replace(gpu.SHARED["512:64"], groups=1)
+    bench, workload = gpu.Bench(True, 3), setup.workload(True)
+    # The first of the shape does not count: four steps are three pairs, whatever the other has made beyond.
+    assert bench._compared(setup, workload, 1, [step] * 4, [step] * 5).numbers["pairs"] == 3
+    with pytest.raises(gpu.OutOfTime, match="after 2 pairs"):
+        bench._compared(setup, workload, 1, [step] * 3, [step] * 4)
+
+
+def test_one_round_of_the_gpu_bench_has_the_same_prompts_for_every_alpha():
+    setup = replace(gpu.ALPHAS.toy(), groups=4)
+    ours, theirs = gpu.rows_for(setup, setup.workload(True), 2)
+    assert (len(ours), len(theirs)) == (4 * 3 * 4, 3 * 4)  # groups x (opening and two rounds) x alphas
+    for number in range(2):
+        round_of_ours, of_theirs = ours.select(range(16 * (1 + number), 16 * (2 + number))), theirs[4 + 4 * number :]
+        assert round_of_ours["prompt"] == 4 * of_theirs["prompt"][:4]
+        signals = [sum(round_of_ours["signal"][start : start + 4]) for start in range(0, 16, 4)]
+        assert signals == [4, 3, 2, 1] and of_theirs["signal"][:4] == [True] * 4
+
+
+def test_model_flops_by_hand():
+    # One layer of width 8, two heads, one for keys and values, 10 in between, 16 words; one row of 3 + 5 tokens.
+    workload = replace(
+        gpu.TOY, hidden_size=8, intermediate_size=10, num_heads=2, num_kv_heads=1, vocab_size=16,
+        num_groups=1, num_generations=1,
+    )  # fmt: skip
+    # Weights: q and o 64 each, k and v 32 each, three of 80: 432. Times 2 x 8 tokens: 6,912. Head: 2 x 128 x 5: 1,280.
+    # Attention: scores and values, 8 x 8 / 2 pairs of tokens x 2 x 8 each: 2 x 512 = 1,024.
+    assert gpu.model_flops(workload, 3, 5) == 3 * (6_912 + 1_280 + 1_024)
+
+
+def test_the_mask_of_a_tree_by_hand():
+    # A segment of two tokens; two of one token each behind it, whose paths are 0 1 2 and 0 1 3.
+    assert gpu.tree_mask([0, 2, 3, 4], [0, 2, 5, 8]).int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 1],
+    ]
+
+
+def test_kernels_are_counted_and_overlapping_time_once():
+    def event(name, start, duration, device="CUDA", annotation=False):
+        return SimpleNamespace(
+            name=lambda: name,
+            start_ns=lambda: start,
+            duration_ns=lambda: duration,
+            device_type=lambda: getattr(torch.autograd.DeviceType, device),
+            is_user_annotation=lambda: annotation,
+        )
+
+    events = [
+        event("second", 150, 100),  # 100 to 250 with the first
+        event("first", 100, 100),
+        event("inside", 160, 10),
+        event("Memcpy HtoD", 300, 50),  # takes time, is no launch
+        event("Optimizer.step", 0, 1000, annotation=True),
+        event("aten::mm", 0, 20, "CPU"),
+        event("cudaLaunchKernel", 0, 20, "CPU"),
+    ]
+    assert paired.work_of_events(events, on_gpu=True) == {"launches": 3, "device_s": 200e-9}
+    assert paired.work_of_events(events, on_gpu=False) == {"launches": 1, "device_s": 20e-9}
 
 
 # Resampling -----------------------------------------------------------------------------------------------------------
