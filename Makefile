@@ -56,7 +56,7 @@ endif
 
 # --- Set-up ----------------------------------------------------------------------------------------------------------
 
-.PHONY: help install venv test test-quick test-long test-all test-fuzz test-torture notebooks-on-text notebooks-on-pictures test-verl test-newest test-pythons mutate fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
+.PHONY: help install venv test test-gpu test-quick test-long test-all test-fuzz test-torture notebooks-on-text notebooks-on-pictures test-verl test-newest test-pythons mutate fuzz torture audit-deps lint lab recipes plan train evaluate evaluate-released audit controls report reproduce-all \
   bench lock clean FORCE
 
 help:
@@ -163,6 +163,11 @@ notebooks-on-pictures:
 
 notebooks-on-text:
 	$(check_notebooks) $(filter-out $(ON_PICTURES),$(wildcard build/notebooks/*.ipynb))
+
+# Its file needs nothing of tests/conftest.py, so that it runs on a machine with torch, transformers and TRL alone.
+test-gpu: venv ## kernels, half precision and memory on an NVIDIA GPU (five minutes); one line where there is none
+	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(PY) -m pytest --confcutdir tests/gpu tests/gpu $(ARGS); \
+	else echo "test-gpu: torch finds no NVIDIA GPU here; nothing was tested" >&2; fi
 
 test-long: venv ## the tests that `make test` leaves out: whole matrices, the real benchmark files, short fuzz and torture
 	$(call run_tier,long)
