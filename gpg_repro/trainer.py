@@ -36,13 +36,14 @@ Departures from TRL 1.16's GRPOTrainer
     released code; TRL's "bnpo" shuffles completions over micro-batches first. With one micro-batch per process they are
     the same.
 14. Completions of groups without signal get no forward and no backward pass; the others are spread evenly over
-    processes and packed by length. Metrics of the update (entropy, kl) are means over the tokens trained on.
+    processes. Metrics of the update (entropy, kl) are means over the tokens trained on.
 15. `logp_temperature="one"` takes log-probabilities from undivided logits, as the code behind the 1.5B rows does.
 16. Prompts come in TRL's order, but from `PromptStream` rather than the dataloader, which only counts steps; a resumed
     run continues with the next draw. (`GRPOBaselineTrainer` resumes in the right order too; TRL's sampler starts over
     with its first permutation.)
-17. A group's prompt goes through the model once where that pays (`share_prompt`; `gpg_repro.shared_prompt`). TRL, and
-    the authors' code, send it once per completion. The gradient is the same up to rounding.
+17. Passes are packed sequences without padding, and what rows begin with alike goes through the model once where that
+    pays (`share_prompt`; `gpg_repro.packing`). TRL, and the authors' code, pad, and send a prompt once per completion.
+    The gradient is the same up to rounding.
 18. `reward_std` is the mean over groups of the within-group standard deviation, as in the released code; TRL logs the
     standard deviation over all rewards under that name. With several draws, metrics of sampling are the first draw's.
 19. `eval_loss` is the loss of the evaluation set as one batch, alpha included; TRL's is a mean over processes and
@@ -194,9 +195,10 @@ class GPGConfig(GRPOConfig):
     share_prompt: str = field(
         default="auto",
         metadata={
-            "help": "Whether a group's prompt goes through the model once instead of once per completion; the gradient "
-            "is the same. 'on', 'off', or 'auto': in steps where it saves enough, and needs no more memory. Models it "
-            "cannot be done for are named in the log and trained without it (docs/efficiency.md)."
+            "help": "Whether what rows begin with alike, above all a group's prompt, goes through the model once "
+            "instead of once per completion; the gradient is the same. 'on', 'off', or 'auto': in steps where it saves "
+            "more time than it costs. A model that does not take packed rows is trained on padded ones, with a "
+            "warning (docs/efficiency.md)."
         },
     )
     normalization: str | None = field(
