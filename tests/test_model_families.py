@@ -98,3 +98,114 @@ def test_packed_rows_are_rows_one_by_one(family, attention):
     with torch.no_grad():
         mixed = log_probs(model, batch)[0]
     assert (mixed[batch["completion_mask"].bool()] - alone).abs().mean() > 10 * TOLERANCES[torch.float32]
+
+
+# With pictures ------------------------------------------------------------------------------------------------------
+
+IMAGE = 3
+TEXT = {key: value for key, value in SMALL.items() if key not in ("bos_token_id", "eos_token_id")}
+
+
+def qwen3_vl():
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4}
+    vision |= {"out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    tokens = {"image_token_id": IMAGE, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
+    config = transformers.Qwen3VLConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=vision, **tokens)
+    return transformers.Qwen3VLForConditionalGeneration(config)
+
+
+def llava():
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vision = transformers.CLIPVisionConfig(image_size=16, patch_size=4, projection_dim=32, **vision)
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**TEXT), vision_config=vision, image_token_id=IMAGE
+    )
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+def intern_vl():
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.InternVLConfig(
+        text_config=transformers.Qwen2Config(**TEXT),
+        vision_config=transformers.InternVLVisionConfig(image_size=[16, 16], patch_size=[4, 4], **vision),
+        image_token_id=IMAGE,
+        downsample_ratio=0.5,
+    )
+    return transformers.InternVLForConditionalGeneration(config)
+
+
+def gemma3():
+    """Tokens of one picture see each other in both directions, which no causal trie can do."""
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**TEXT | FAMILIES["Gemma3"]),
+        vision_config=transformers.SiglipVisionConfig(image_size=16, patch_size=4, **vision),
+        image_token_id=IMAGE,
+        mm_tokens_per_image=4,
+    )
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
+PICTURES = {qwen3_vl: 4, llava: 16, intern_vl: 4, gemma3: 4}
+"""Tokens of a picture, by model."""
+
+
+def pictured_rows(make) -> list[dict]:
+    """Two prompts of one picture each, the second of them with two pictures; three completions of each."""
+    generator, rows = torch.Generator().manual_seed(5), []
+    for num_images in (1, 2):
+        before, between, after = (torch.randint(7, 48, (n,), generator=generator) for n in (3, 2, 4))
+        image = torch.full((PICTURES[make],), IMAGE)
+        prompt = torch.cat([before, image, *([between, image] if num_images == 2 else []), after])
+        if make is qwen3_vl:
+            images = {
+                "pixel_values": torch.randn(16 * num_images, 3 * 2 * 4 * 4, generator=generator),
+                "image_grid_thw": torch.tensor([[1, 4, 4]] * num_images),
+            }
+        else:
+            images = {"pixel_values": torch.randn(num_images, 3, 16, 16, generator=generator)}
+        for length in (3, 5, 1):
+            ids = torch.randint(7, 48, (length,), generator=generator)
+            kinds = (torch.cat([prompt, ids]) == IMAGE).long()
+            name = "token_type_ids" if make is gemma3 else "mm_token_type_ids"
+            more = {name: kinds} if make in (qwen3_vl, gemma3) else {}
+            rows.append(
+                {
+                    "prompt_ids": prompt,
+                    "completion_ids": ids,
+                    "completion_mask": torch.ones_like(ids),
+                    "num_images": num_images,
+                    **images,
+                    **more,
+                }
+            )
+    return rows
+
+
+@pytest.mark.parametrize("make", PICTURES)
+def test_pictures_of_other_families(make):
+    set_seed(0)
+    rows, model = pictured_rows(make), make()
+    for name, parameter in model.named_parameters():  # so that a picture makes a difference
+        if parameter.dim() > 1 and "language_model" not in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    model.eval()
+    if make is gemma3:
+        assert difference(model, model, rows, PAD).startswith("packed, its log-probabilities differ by")
+        return
+    assert refusal(model) is None and difference(model, model, rows, PAD) is None
+    weights = weights_of(rows)
+    batch = collate_packed(rows, model, PAD)
+    assert len(batch["inputs"]["pixel_values"]) == sum(len(rows[n]["pixel_values"]) for n in (0, 3))
+    together, actual = measured(model, [(batch, weights)])
+    plain = [(collate_plain([row], PAD), weights[n : n + 1]) for n, row in enumerate(rows)]
+    alone, expected = measured(model, plain)
+    assert (together - alone).abs().max() < 2e-5
+    norm = torch.cat([g.flatten() for g in expected.values()]).norm()
+    assert torch.cat([(actual[k] - expected[k]).flatten() for k in expected]).norm() < 1e-5 * norm
+    # Another picture is another number.
+    other = [row | {"pixel_values": -row["pixel_values"]} for row in rows]
+    changed, _ = measured(model, [(collate_packed(other, model, PAD), weights)])
+    assert (changed - together).abs().mean() > 1e-3
