@@ -56,26 +56,48 @@ class PromptStream:
         chunk_size: Q, prompts in one draw over all processes.
         seed: of the permutations.
         shuffle: False keeps the order of the training set.
+        order: the row indices of 0-based epoch n in the order of `order(n)`, in place of a permutation.
 
     Raises:
-        ValueError: the training set does not fill one draw.
+        ValueError: the training set does not fill one draw, or (when it is reached) an epoch of `order` does not.
     """
 
-    def __init__(self, num_prompts: int, chunk_size: int, seed: int, shuffle: bool = True):
+    def __init__(
+        self,
+        num_prompts: int,
+        chunk_size: int,
+        seed: int,
+        shuffle: bool = True,
+        order: Callable[[int], Sequence[int]] | None = None,
+    ):
         if num_prompts < chunk_size:
             raise ValueError(
                 f"The training set has {num_prompts} prompts, but one draw takes {chunk_size}. Use more prompts or a "
                 "smaller generation batch."
             )
-        self.num_prompts, self.chunk_size, self.seed, self.shuffle = num_prompts, chunk_size, seed, shuffle
+        self.num_prompts, self.chunk_size, self.seed = num_prompts, chunk_size, seed
         self.chunks_per_epoch = num_prompts // chunk_size
-        self._permutation = lru_cache(maxsize=2)(self._new_permutation)
+        self._permutation = lru_cache(maxsize=2)(self._new_permutation if order is None else self._checked(order))
+        self.shuffle = shuffle or order is not None
 
     def chunk(self, position: int) -> list[int]:
         """The Q row indices of the draw at 0-based `position`."""
         epoch, place = divmod(position, self.chunks_per_epoch)
         order = self._permutation(epoch) if self.shuffle else range(self.num_prompts)
         return list(order[place * self.chunk_size : (place + 1) * self.chunk_size])
+
+    def _checked(self, order: Callable[[int], Sequence[int]]) -> Callable[[int], list[int]]:
+        def checked(epoch: int) -> list[int]:
+            rows = [int(row) for row in order(epoch)]
+            needed = self.chunks_per_epoch * self.chunk_size
+            if len(rows) < needed or not all(0 <= row < self.num_prompts for row in rows):
+                raise ValueError(
+                    f"The prompt order of epoch {epoch} has {len(rows)} rows from {min(rows, default=None)} to "
+                    f"{max(rows, default=None)}: expected at least {needed}, each from 0 to {self.num_prompts - 1}."
+                )
+            return rows
+
+        return checked
 
     def _new_permutation(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed)

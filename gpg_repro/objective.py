@@ -99,17 +99,21 @@ def dapo_advantages(rewards: Tensor, num_generations: int) -> Tensor:
     return group_advantages(rewards, num_generations, f_norm="group")
 
 
-def valid_groups(rewards: Tensor, num_generations: int, *, scored: Tensor | None = None) -> Tensor:
-    """Which groups carry a signal: their rewards are not all equal. The complement counts M in Eq. 7.
+def valid_groups(
+    rewards: Tensor, num_generations: int, *, scored: Tensor | None = None, trained: Tensor | None = None
+) -> Tensor:
+    """Which groups carry a signal: a trained token of theirs has an advantage. The complement counts M in Eq. 7.
 
-    Decided on the rewards themselves, compared exactly in float32, and never on advantages or standard deviations,
-    whose rounding residue is not zero. "All right or all wrong" is the same thing only for a single 0/1 reward.
+    Decided on the rewards themselves, compared exactly, and never on standard deviations, whose rounding residue is not
+    zero. "All right or all wrong" is the same thing only for a single 0/1 reward.
 
     Args:
         rewards: [N] total (weighted) reward of each completion.
         num_generations: G.
         scored: [N] bool, False for completions without a reward. A group with fewer than two scored completions is
             invalid.
+        trained: [N] bool, False for completions without a token to train on (all masked). Their rewards count in the
+            mean; a group whose other completions are at the mean, or that has no others, is invalid. Default: all True.
 
     Returns:
         [B] bool.
@@ -117,7 +121,15 @@ def valid_groups(rewards: Tensor, num_generations: int, *, scored: Tensor | None
     Raises:
         ValueError: `rewards` not [N] with N a multiple of G, or a scored reward that is not finite.
     """
-    return _has_spread(*_grouped_rewards(rewards, num_generations, scored))
+    grouped, counted = _grouped_rewards(rewards, num_generations, scored)
+    spread = _has_spread(grouped, counted)
+    if trained is None:
+        return spread
+    grouped = grouped.double()
+    mean = (grouped * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp(min=1)
+    # The mean of equal halves is rounded: a reward at the mean may be a few last digits away from it.
+    off_mean = (grouped - mean).abs() > 1e-12 * grouped.abs().amax(dim=1, keepdim=True)
+    return spread & (off_mean & counted & trained.view_as(counted)).any(dim=1)
 
 
 def age_alpha(num_groups: int, num_invalid: int) -> float:

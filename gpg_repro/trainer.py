@@ -46,7 +46,10 @@ Departures from TRL 1.16's GRPOTrainer
     The gradient is the same up to rounding.
 18. `reward_std` is the mean over groups of the within-group standard deviation, as in the released code; TRL logs the
     standard deviation over all rewards under that name. With several draws, metrics of sampling are the first draw's.
-19. `eval_loss` is the loss of the evaluation set as one batch, alpha included; TRL's is a mean over processes and
+19. A group is valid if a trained token of it has an advantage; rewards tie as the decimals that they stand for. A
+    subclass changes advantages in `adjust_advantages` (or in what `_generate_and_score_completions` returns) and the
+    order of prompts in `prompt_order`; it may not override what this trainer does not call (`REFUSED_METHODS`).
+20. `eval_loss` is the loss of the evaluation set as one batch, alpha included; TRL's is a mean over processes and
     batches, which depends on both.
 
 Collectives beside TRL's: one gather of lengths per draw, one reduction of logged sums per step (or evaluation batch),
@@ -54,24 +57,30 @@ one gather of row sums per evaluation batch, and, when processes hold unequal nu
 of the surplus rows.
 """
 
+import copy
+import itertools
 import json
 import logging
+import math
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset, Sampler
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import has_length
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
@@ -141,6 +150,29 @@ REQUIRED_SETTINGS: dict[str, tuple[Any, str]] = {
     "entropy_coef": (0.0, "GPG has no entropy bonus"),
     "use_adaptive_entropy": (False, "GPG has no entropy bonus"),
     "router_aux_loss_coef": (0.0, "GPG has no auxiliary loss"),
+    "use_bias_correction_kl": (False, "GPG has no probability ratio to correct the KL term by"),
+    "ignore_data_skip": (False, "a resumed run goes on with the next prompts of its stream"),
+    "remove_unused_columns": (False, "reward functions get every column of the training set"),
+}
+
+
+# Families of TRL settings of which GPG uses none: their defaults alone are accepted.
+UNUSED_FAMILIES: dict[str, str] = {
+    "sapo_": "GPG has no probability ratio",
+    "vespo_": "GPG has no probability ratio",
+    "vllm_importance_sampling_": "GPG has no probability ratio to correct",
+    "entropy_": "GPG has no entropy bonus",
+}
+
+# Methods of TRL's GRPOTrainer that users override and GPGTrainer does not call, and the way out.
+REFUSED_METHODS: dict[str, str] = {
+    "_get_train_sampler": "prompts come from a stream that a resumed run continues; override prompt_order(epoch)",
+    "get_train_dataloader": "prompts come from a stream that a resumed run continues; override prompt_order(epoch)",
+    "_prepare_inputs": "a step is sampled as a whole; override _generate_and_score_completions",
+    "_get_per_token_logps_and_entropies": "updates run on packed rows; override _log_probs(model, batch)",
+    "get_off_policy_mask": "GPG has no off-policy mask; override adjust_advantages",
+    "get_gamma_weights": "GPG has no such weights; override adjust_advantages",
+    "get_high_entropy_mask": "GPG trains on every token; mask tokens with tool_mask in a rollout function",
 }
 
 
@@ -225,6 +257,7 @@ class GPGConfig(GRPOConfig):
     scale_rewards: str | None = field(default=None, metadata={"help": "Follows f_norm; set that instead."})
     vllm_importance_sampling_correction: bool = field(default=False, metadata={"help": "Fixed to False."})
     router_aux_loss_coef: float | None = field(default=0.0, metadata={"help": "Fixed to 0."})
+    use_bias_correction_kl: bool = field(default=False, metadata={"help": "Fixed to False: k3, as it is."})
 
     def __post_init__(self):
         problems = self._resolve_fidelity()
@@ -272,6 +305,12 @@ class GPGConfig(GRPOConfig):
             for name, (required, reason) in REQUIRED_SETTINGS.items()
             if (value := getattr(self, name)) != required
         ]
+        for entry in fields(GRPOConfig):
+            reason = next((why for start, why in UNUSED_FAMILIES.items() if entry.name.startswith(start)), None)
+            if reason is None or entry.name in REQUIRED_SETTINGS or entry.default is MISSING:
+                continue
+            if (value := getattr(self, entry.name)) != entry.default:
+                problems.append(f"{entry.name}={value!r} would be without effect; {reason}. Remove the setting.")
         if self.beta < 0:
             problems.append(f"beta={self.beta!r}: expected a KL coefficient of at least 0.")
         if self.fidelity == "r2" and self.per_device_train_batch_size % self.num_generations:
@@ -295,19 +334,38 @@ class GPGConfig(GRPOConfig):
 def total_rewards(rewards_per_func: Tensor, reward_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted sum of the rewards of each completion, and whether it has any.
 
+    The sum is that of the decimals that the float32 rewards and weights stand for, as exact fractions, so that totals
+    tie when and only when those decimals do: with float32 sums, 0.1 + 0.2 and 0.3 would be a group with a signal.
+
     Args:
         rewards_per_func: [N, F] rewards; NaN where a reward function returned None.
         reward_weights: [F].
 
     Returns:
-        [N] total over the reward functions that answered (0 where none did), and [N] bool, False where none did.
+        [N] float64 total over the reward functions that answered (0 where none did), and [N] bool, False where none
+        did; both on the CPU.
     """
-    scored = ~rewards_per_func.isnan().all(dim=1)
-    return (rewards_per_func * reward_weights.to(rewards_per_func)).nansum(dim=1), scored
+    weights = [_decimal(weight) for weight in reward_weights.tolist()]
+    totals, scored = [], []
+    for row in rewards_per_func.tolist():
+        answered = [(value, weight) for value, weight in zip(row, weights, strict=True) if not math.isnan(value)]
+        totals.append(float(sum((_decimal(value) * weight for value, weight in answered), Fraction(0))))
+        scored.append(bool(answered))
+    return torch.tensor(totals, dtype=torch.float64), torch.tensor(scored, dtype=torch.bool)
+
+
+@lru_cache(maxsize=4096)
+def _decimal(value: float) -> Fraction:
+    """The shortest decimal that has this float32."""
+    return Fraction(str(np.float32(value)))
 
 
 def group_metrics(
-    rewards_per_func: Tensor, reward_weights: Tensor, num_generations: int, accuracy_column: int | None = None
+    rewards_per_func: Tensor,
+    reward_weights: Tensor,
+    num_generations: int,
+    accuracy_column: int | None = None,
+    valid: Tensor | None = None,
 ) -> dict[str, float]:
     """The group statistics of one generation batch, over all processes.
 
@@ -321,6 +379,7 @@ def group_metrics(
         reward_weights: [F].
         num_generations: G.
         accuracy_column: column of the accuracy reward, or None to judge by the total reward.
+        valid: [B] bool, which groups carry a signal, where more than the rewards decides that; default: the rewards.
 
     Returns:
         `num_groups` (B, groups with a reward), `num_valid_groups` (B - M), `alpha` (B / (B - M), 0.0 if none is valid),
@@ -329,7 +388,8 @@ def group_metrics(
         `num_unscored_completions`. With B = 0, shares and standard deviation are NaN.
     """
     rewards, scored = total_rewards(rewards_per_func, reward_weights)
-    num_valid = int(valid_groups(rewards, num_generations, scored=scored).sum())
+    rewards_per_func = rewards_per_func.cpu()
+    num_valid = int((valid_groups(rewards, num_generations, scored=scored) if valid is None else valid).sum())
     grouped, counted = rewards.view(-1, num_generations), scored.view(-1, num_generations)
     num_groups = int(counted.any(dim=1).sum())
 
@@ -377,6 +437,17 @@ class RestoredWeights:
         restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype, **ONLY_WEIGHTS)
         model.load_state_dict(restored.state_dict())
 
+    def _load_best_model(self) -> None:
+        """transformers' does not rename either: the best weights would be left out, and training end with the last."""
+        super()._load_best_model()
+        model = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(model, "peft_config"):
+            return
+        best = self.state.best_model_checkpoint
+        if not _names_in(best) <= set(model.state_dict()):
+            restored = type(model).from_pretrained(best, dtype=model.dtype, **ONLY_WEIGHTS)
+            model.load_state_dict(restored.state_dict())
+
 
 def _names_in(checkpoint: str) -> set[str]:
     """Names of the tensors in a checkpoint's safetensors files; empty if it holds none."""
@@ -413,6 +484,8 @@ class GroupMetricsMixin(RestoredWeights):
         self._rewards_per_func: Tensor | None = None  # [N, F] gathered rewards of the latest draw
         self._seconds = dict.fromkeys(("generate", "grade", "rollout"), 0.0)
         self.add_callback(_PhaseTimes(self))
+        # Around whatever a subclass makes of it: the rewards that TRL goes on with are ours, too.
+        self._calculate_rewards = self._with_rewards_kept(self._calculate_rewards)
 
     def _find_accuracy_reward(self, name: str | None) -> int | None:
         names = self.reward_func_names
@@ -425,25 +498,49 @@ class GroupMetricsMixin(RestoredWeights):
         with _Timed(self._seconds, "generate"):
             return super()._generate(*args, **kwargs)
 
-    def _calculate_rewards(self, *args, **kwargs) -> Tensor:
-        with _Timed(self._seconds, "grade"):
-            self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards_per_func
+    def _with_rewards_kept(self, calculate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def calculated(*args, **kwargs) -> Tensor:
+            with _Timed(self._seconds, "grade"):
+                rewards = calculate(*args, **kwargs)
+            endless = rewards.isinf().sum(dim=0).tolist()
+            if any(endless):
+                found = [
+                    f"{name} ({n} of {len(rewards)})"
+                    for name, n in zip(self.reward_func_names, endless, strict=True)
+                    if n
+                ]
+                raise ValueError(
+                    f"A reward is infinite: {', '.join(found)}. Expected finite numbers, or None for a completion that "
+                    "cannot be scored."
+                )
+            self._rewards_per_func = rewards
+            return rewards
+
+        return calculated
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with _Timed(self._seconds, "rollout"):
             batch = super()._generate_and_score_completions(inputs)
-            metrics = self._log_draw()
+            num_generations = self.num_generations if self.model.training else self.num_generations_eval
+            rewards, scored = total_rewards(self._rewards_per_func, self.reward_weights)
+            trained = self.accelerator.gather(_loss_mask(batch).any(dim=1)).cpu()
+            metrics = self._log_draw(valid_groups(rewards, num_generations, scored=scored, trained=trained))
             if self.model.training:
                 self._log_batch(metrics, num_valid_drawn=metrics["num_valid_groups"])
         return batch
 
-    def _log_draw(self) -> dict[str, float]:
-        """Adds the statistics of the draw that TRL has just logged to its metrics, and returns them."""
+    def _log_draw(self, valid: Tensor) -> dict[str, float]:
+        """Adds the statistics of the draw that TRL has just logged to its metrics, and returns them.
+
+        Args:
+            valid: [B] bool, which groups carry a signal.
+        """
         log = self._metrics["train" if self.model.training else "eval"]
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
         log["reward_std"].pop()  # TRL's, over all rewards
-        statistics = group_metrics(self._rewards_per_func, self.reward_weights, num_generations, self._accuracy_column)
+        statistics = group_metrics(
+            self._rewards_per_func, self.reward_weights, num_generations, self._accuracy_column, valid
+        )
         metrics = statistics | {"completion_length": log["completions/mean_length"][-1]}
         metrics |= {f"rewards/{name}": log[f"rewards/{name}/mean"][-1] for name in self.reward_func_names}
         for name, value in metrics.items():
@@ -571,9 +668,10 @@ class _Draw:
     """One round of sampling. Global tensors cover the N rows of all processes; `rows` are this process's own."""
 
     rewards_per_func: Tensor  # [N, F]
-    rewards: Tensor  # [N] float32, weighted sum
+    rewards: Tensor  # [N] float64, weighted sum
     scored: Tensor  # [N] bool
     lengths: Tensor  # [N] trained tokens
+    advantages: Tensor  # [N] float64
     sizes: list[tuple[int, int]]  # [N] tokens of prompt and completion
     valid: list[bool]  # [Q]
     rows: dict[int, Row]  # by row number in the draw
@@ -590,6 +688,23 @@ class _Steps(TorchDataset):
 
     def __getitem__(self, index: int) -> dict[str, int]:
         return {"index": index}
+
+
+class _DrawRows(TorchDataset):
+    """The rows of one process for each draw. Every completion has a row of its own, as in TRL: graders and environments
+    may change theirs.
+    """
+
+    def __init__(self, dataset: Dataset, stream: PromptStream, num_generations: int, rows: range):
+        self.dataset, self.stream, self.num_generations, self.rows = dataset, stream, num_generations, rows
+
+    def __getitem__(self, position: int) -> list[dict[str, Any]]:
+        chunk = self.stream.chunk(position)
+        return [copy.deepcopy(self.dataset[chunk[row // self.num_generations]]) for row in self.rows]
+
+
+def _as_it_is(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return rows
 
 
 class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
@@ -621,6 +736,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             args = GPGConfig(f"{model_id.split('/')[-1]}-GPG")
         if not isinstance(args, GPGConfig):
             raise TypeError(f"GPGTrainer got args of type {type(args).__name__}: expected a GPGConfig.")
+        self._refuse_overrides()
         super().__init__(model, reward_funcs, args, *remaining, **kwargs)
         if args.logp_temperature == "one" and args.temperature != 1.0:
             # Replaces the head TRL added: same log-probabilities and entropies, from logits not divided by temperature.
@@ -654,6 +770,18 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
                 self.args.share_prompt,
                 reason,
             )
+
+    def _refuse_overrides(self) -> None:
+        """Methods of TRL's that this trainer does not call: a subclass that overrides one would be ignored."""
+        own = type(self).__mro__[: type(self).__mro__.index(GPGTrainer)]
+        problems = [
+            f"{cls.__name__}.{name}: {reason}."
+            for cls in own
+            for name, reason in REFUSED_METHODS.items()
+            if name in cls.__dict__
+        ]
+        if problems:
+            raise TypeError("GPGTrainer does not call these methods:\n" + "\n".join(f"- {p}" for p in problems))
 
     def _packing_refused(self) -> str | None:
         """Why rows are not packed, before the model is asked; None where nothing speaks against it."""
@@ -704,12 +832,16 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
                 "GPGTrainer needs a training set with a length (a datasets.Dataset): its prompt stream is addressed by "
                 "position. Got an iterable one; load it without streaming=True."
             )
-        self._stream_position = None
+        # A run starts clean, whatever an earlier one was doing when it failed.
+        self._stream_position, self._prompts, self._passes, self._token_sums, self._step = None, None, [], None, 0
+        self._metrics["train"].clear()
+        own_order = type(self).prompt_order is not GPGTrainer.prompt_order
         self._stream = PromptStream(
             len(self.train_dataset),
             self.args.generation_batch_size // self.num_generations,
             self.args.seed,
             self.shuffle_dataset,
+            self.prompt_order if own_order else None,
         )
         return self._get_dataloader(
             dataset=_Steps(len(self.train_dataset)),
@@ -723,13 +855,28 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         """This process's rows of the next draw, each prompt G times over all processes."""
         if self._stream_position is None:  # a run that starts, or continues where one draw was one step
             self._stream_position = self.state.global_step
-        chunk = self._stream.chunk(self._stream_position)
+        if self._prompts is None:
+            self._prompts = self._prompts_from(self._stream_position)
         self._stream_position += 1
+        return next(self._prompts)
+
+    def _prompts_from(self, position: int) -> Iterator[list[dict[str, Any]]]:
+        """This process's rows of all draws from `position` on, fetched ahead by `dataloader_num_workers` processes."""
         share = self._train_batch_size * self.args.steps_per_generation
         start = self.accelerator.process_index * share
-        indices = [chunk[row // self.num_generations] for row in range(start, start + share)]
-        prompts = {index: self.train_dataset[index] for index in dict.fromkeys(indices)}
-        return [dict(prompts[index]) for index in indices]
+        draws = _DrawRows(self.train_dataset, self._stream, self.num_generations, range(start, start + share))
+        if not self.args.dataloader_num_workers:
+            return (draws[number] for number in itertools.count(position))
+        loader = DataLoader(
+            draws,
+            batch_size=None,
+            sampler=itertools.count(position),
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            generator=torch.Generator(),  # the run's own random numbers stay as they are without workers
+            collate_fn=_as_it_is,
+        )
+        return iter(loader)
 
     def _draws_made(self) -> int:
         return self._stream_position
@@ -748,7 +895,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         path = os.path.join(checkpoint, self._STREAM_FILE)
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
-                self._stream_position = json.load(file)["draws"]
+                self._stream_position, self._prompts = json.load(file)["draws"], None
         elif self.args.beta_th:
             logger.warning(
                 "%s has no %s: how many draws its run made is unknown, so some prompts will be seen again.",
@@ -781,8 +928,11 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.model.training:  # `_sample_step` logs and weighs once all draws are made
-            return GRPOTrainer._generate_and_score_completions(self, inputs)
+            batch = GRPOTrainer._generate_and_score_completions(self, inputs)
+            self._own_advantages = batch["advantages"].clone()  # a subclass may hand on others
+            return batch
         batch = super()._generate_and_score_completions(inputs)
+        self._own_advantages = batch["advantages"]
         self._evaluated.append(self._as_draw(batch, self.num_generations_eval))
         rows = [row | {"loss_weights": 1.0, "kl_weights": 1.0} for row in split_rows(batch)]
         return self._collate(rows, self.args.share_prompt != "off")  # `evaluation_loop` weighs the whole set's rows
@@ -801,13 +951,17 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
 
     def _evaluated_loss(self, num_rows: int | None) -> float:
         """Loss of the first `num_rows` rows evaluated; None for all of them."""
-        rewards, scored, lengths = (
+        rewards, scored, lengths, advantages = (
             torch.cat([getattr(draw, name) for draw in self._evaluated])[:num_rows]
-            for name in ("rewards", "scored", "lengths")
+            for name in ("rewards", "scored", "lengths", "advantages")
         )
+        valid = torch.tensor([flag for draw in self._evaluated for flag in draw.valid])
+        valid = valid[: len(rewards) // self.num_generations_eval]
+        if self.args.f_norm == "batch" and not self._edited:
+            advantages = group_advantages(rewards, self.num_generations_eval, "batch", scored=scored)
         policy, kl = torch.cat(self._evaluated_sums)[:num_rows].T
         _, weights, kl_weights = self._weigh(
-            rewards, scored, lengths, self.num_generations_eval, micro_batch_size=len(rewards)
+            valid, advantages, scored, lengths, self.num_generations_eval, micro_batch_size=len(rewards)
         )
         return (weights @ policy + self.beta * kl_weights @ kl).item()
 
@@ -816,6 +970,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         draws: list[_Draw] = []
         num_groups = self.args.generation_batch_size // self.num_generations
         first: dict[str, float] = {}
+        shown: list[dict[str, list]] = []  # of each draw, what the table of completions shows
         num_tokens = num_valid = 0
         while not draws or (self.args.beta_th and not reached(num_valid, num_groups, self.args.beta_th)):
             if len(draws) == self.args.max_draws:
@@ -831,24 +986,61 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
                 break
             log, logged = self._metrics["train"], {name: len(values) for name, values in self._metrics["train"].items()}
             batch = self._generate_and_score_completions(self._next_prompts())
+            draw = self._as_draw(batch, self.num_generations)
             num_tokens += log["completions/mean_length"][-1] * self.args.generation_batch_size
             if not draws:
-                first = self._log_draw()
+                first = self._log_draw(torch.tensor(draw.valid))
             else:  # the first draw is the unbiased one
                 for name, values in log.items():
                     del values[logged.get(name, 0) :]
                 self._drop_rows_without_signal(draws[-1])
-            draws.append(self._as_draw(batch, self.num_generations))
+            draws.append(draw)
+            if self.log_completions:
+                shown.append({name: list(values)[-len(draw.rewards) :] for name, values in self._shown_columns()})
             num_valid += sum(draws[-1].valid)
         if len(draws) > 1:
             self._metrics["train"]["tokens/generated"].append(num_tokens)
-        return self._pack(draws, first)
+        return self._pack(draws, first, shown)
+
+    def _shown_columns(self) -> list[tuple[str, Any]]:
+        """Columns of TRL's table of completions, each a queue with an entry per completion of all processes."""
+        columns = [(name, values) for name, values in self._logs.items() if not isinstance(values, dict)]
+        nested = [(name, values) for name, values in self._logs.items() if isinstance(values, dict)]
+        return [c for c in columns + [(f"{n}/{k}", v) for n, d in nested for k, v in d.items()] if len(c[1])]
+
+    def _show(self, shown: list[dict[str, list]], order: list[int]) -> None:
+        """Puts the completions that are trained on into the table, where those of the last draw would be."""
+        num_rows = max(map(len, shown[0].values()), default=0)
+        for name, values in self._shown_columns():
+            rows = [draw.get(name, []) for draw in shown]
+            if all(len(column) == num_rows for column in rows):
+                values.clear()
+                values.extend(rows[number // num_rows][number % num_rows] for number in order)
 
     def _as_draw(self, batch: dict[str, Any], num_generations: int) -> _Draw:
         """What all processes need to know about a scored batch (one collective), and this process's rows of it."""
-        rewards, scored = (values.cpu() for values in total_rewards(self._rewards_per_func, self.reward_weights))
+        rewards, scored = total_rewards(self._rewards_per_func, self.reward_weights)
         masks = (_loss_mask(batch), batch["prompt_mask"], batch["completion_mask"])
-        lengths, *sizes = self.accelerator.gather(torch.stack([m.sum(dim=1) for m in masks], dim=1)).cpu().T
+        found = batch["advantages"]
+        if found.shape != (len(masks[0]),):
+            raise ValueError(
+                f"_generate_and_score_completions returned advantages of shape {tuple(found.shape)}: expected one for "
+                f"each of its {len(masks[0])} completions."
+            )
+        edited = torch.full_like(masks[0][:, 0], int(not torch.equal(found, self._own_advantages)))
+        lengths, prompts, completions, edited = (
+            self.accelerator.gather(torch.stack([*(m.sum(dim=1) for m in masks), edited], dim=1)).cpu().T
+        )
+        self._edited = bool(edited.any()) or type(self).adjust_advantages is not GPGTrainer.adjust_advantages
+        if edited.any():
+            advantages = self.accelerator.gather(found).cpu().double()
+        else:
+            advantages = group_advantages(rewards, num_generations, self.args.f_norm, scored=scored)
+        if self._edited:
+            advantages = self.adjust_advantages(advantages, rewards, lengths)
+            valid = (advantages.ne(0) & scored & lengths.gt(0)).view(-1, num_generations).any(dim=1)
+        else:
+            valid = valid_groups(rewards, num_generations, scored=scored, trained=lengths > 0)
         rows = split_rows(batch) if self.model.training else []
         start = self.accelerator.process_index * len(rows)
         return _Draw(
@@ -856,10 +1048,32 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             rewards=rewards,
             scored=scored,
             lengths=lengths,
-            sizes=list(zip(*(column.tolist() for column in sizes), strict=True)),
-            valid=valid_groups(rewards, num_generations, scored=scored).tolist(),
+            advantages=advantages,
+            sizes=list(zip(prompts.tolist(), completions.tolist(), strict=True)),
+            valid=valid.tolist(),
             rows=dict(enumerate(rows, start)),
         )
+
+    def adjust_advantages(self, advantages: Tensor, rewards: Tensor, lengths: Tensor) -> Tensor:
+        """For subclasses: the advantages of one draw. What comes back decides which groups are valid, and so alpha.
+
+        Args:
+            advantages: [N] float64 of all processes (Eq. 6), groups next to each other.
+            rewards: [N] float64, the weighted sums.
+            lengths: [N] tokens trained on.
+
+        Returns:
+            [N], the same on every process.
+        """
+        return advantages
+
+    def prompt_order(self, epoch: int) -> Sequence[int]:
+        """For subclasses (a curriculum): row indices of the training set in the order in which an epoch sees them.
+
+        It has to be a function of `epoch` alone, so that a resumed run sees the same prompts, and at least as long as
+        the draws of an epoch.
+        """
+        raise NotImplementedError
 
     def _drop_rows_without_signal(self, draw: _Draw) -> None:
         """Keeps a draw's valid rows only, in memory of their own: padding comes from the last draw."""
@@ -867,7 +1081,9 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             row: copy_row(parts) for row, parts in draw.rows.items() if draw.valid[row // self.num_generations]
         }
 
-    def _pack(self, draws: list[_Draw], first: dict[str, float]) -> list[dict[str, Any] | None]:
+    def _pack(
+        self, draws: list[_Draw], first: dict[str, float], shown: list[dict[str, list]]
+    ) -> list[dict[str, Any] | None]:
         """The passes of one step, one entry per accumulation step: those without work first, then the micro-batches."""
         num_generations, num_processes = self.num_generations, self.accelerator.num_processes
         num_rows = len(draws[0].rewards)
@@ -884,17 +1100,26 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
                 for place in range(num_generations)
             ]
         )
-        rewards, scored, lengths = (
-            torch.cat([getattr(draw, name) for draw in draws])[order] for name in ("rewards", "scored", "lengths")
+        rewards, scored, lengths, advantages = (
+            torch.cat([getattr(draw, name) for draw in draws])[order]
+            for name in ("rewards", "scored", "lengths", "advantages")
         )
+        valid = torch.tensor([flags[draw][group] for draw, group in selection.groups])
+        if len(draws) > 1 and shown:
+            self._show(shown, order.tolist())
         if len(draws) == 1:
             metrics = first
         else:
             rewards_per_func = torch.cat([draw.rewards_per_func for draw in draws])[order.to(self.accelerator.device)]
-            metrics = group_metrics(rewards_per_func, self.reward_weights, num_generations, self._accuracy_column)
+            metrics = group_metrics(
+                rewards_per_func, self.reward_weights, num_generations, self._accuracy_column, valid
+            )
             metrics["reward"] = rewards[scored].mean().item()
+        if self.args.f_norm == "batch" and not self._edited:  # over the batch that is trained on, not over each draw
+            advantages = group_advantages(rewards, num_generations, "batch", scored=scored)
         alpha, weights, kl_weights = self._weigh(
-            rewards,
+            valid,
+            advantages,
             scored,
             lengths,
             num_generations,
@@ -905,7 +1130,6 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
 
         keep = torch.ones_like(scored)
         if self.args.skip_invalid_groups and self.beta == 0.0:
-            valid = torch.tensor([flags[draw][group] for draw, group in selection.groups])
             keep = valid.repeat_interleave(num_generations) & scored & (lengths > 0)
         numbers = order[keep].tolist()
         owners = [number % num_rows * num_processes // num_rows for number in numbers]
@@ -972,7 +1196,8 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
 
     def _weigh(
         self,
-        rewards: Tensor,
+        valid: Tensor,
+        advantages: Tensor,
         scored: Tensor,
         lengths: Tensor,
         num_generations: int,
@@ -980,11 +1205,9 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         num_valid_drawn: int | None = None,
     ) -> tuple[float, Tensor, Tensor]:
         """alpha, and for each of the [N] completions of the whole batch its weights in the loss and in the KL term."""
-        num_valid = int(valid_groups(rewards, num_generations, scored=scored).sum())
+        num_valid = int(valid.sum())
         num_groups = int(scored.view(-1, num_generations).any(dim=1).sum())
         alpha = self._alpha_applied(num_groups, num_valid, num_valid if num_valid_drawn is None else num_valid_drawn)
-        rewards = rewards.double()
-        advantages = group_advantages(rewards, num_generations, self.args.f_norm, scored=scored)
         layout = {"micro_batch_size": micro_batch_size, "scored": scored}
         settings = (lengths, num_generations, self.args.normalization)
         weights = completion_weights(advantages, *settings, alpha, **layout)
