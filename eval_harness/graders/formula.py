@@ -853,7 +853,7 @@ def _factorial(n: Value) -> Value:
 
 # --- equality ------------------------------------------------------------------------------------------------------
 
-TOLERANCE = Fraction(1, 100_000)
+TOLERANCE = Fraction(1, 1_000_000)
 """Relative difference of two decimals that are called equal."""
 FULL_DIGITS = 12
 """So many digits of a decimal count as the exact number that they belong to."""
@@ -923,7 +923,6 @@ def proportional(a: Tree, b: Tree, positive: bool = False) -> bool:
     Raises:
         Unreadable: one of them has no value.
     """
-    tolerance = _tolerance(a, b)
     ratios = []
     for x, y in _trials(a, b):
         if x == 0 or y == 0:
@@ -933,7 +932,7 @@ def proportional(a: Tree, b: Tree, positive: bool = False) -> bool:
         ratios.append(_divide(x, y))
     if not ratios or (positive and not all(isinstance(r, Fraction | _CONTEXT.mpf) and r > 0 for r in ratios)):
         return False
-    return len(ratios) > 1 and all(_close(ratio, ratios[0], tolerance) for ratio in ratios[1:])
+    return len(ratios) > 1 and all(_close(ratio, ratios[0], _EXACT) for ratio in ratios[1:])
 
 
 def number(tree: Tree) -> float | None:

@@ -40,7 +40,7 @@ class Stated:
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)|\\(?:boxed|fbox)\s*(?P<bare>[0-9A-Za-z]+)|\\.|[{}]", re.DOTALL)
 _EMPTY = re.compile(
-    r"(?:\\text\s*\{\s*\}|\\[ ,;:!]|[\s${}.?~]|\\ldots|\\dots|(?:your |final )*answer|\\text\{\s*answer\s*\})*"
+    r"(?:\\(?:text|boxed|fbox)\s*\{\s*\}|\\[ ,;:!]|[\s${}.?~]|\\ldots|\\dots|(?:your |final )*answer|\\text\{\s*answer\s*\})*"
 )
 _PHRASE = re.compile(
     r"(?:\b(?:final |correct |required )?(?:answers?|result|solutions?)\**\s*(?:to (?:the|this) (?:problem|question) )?"
@@ -55,7 +55,7 @@ _HEDGED = re.compile(
     r"\b(?:maybe|perhaps|possibly|probably not|not sure|unsure|either|neither|guess|between|could be|might be|not)\b|\?",
     re.IGNORECASE,
 )
-_CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore|finally|conclude|answer|we get|we have|gives|is|equals)\b", re.I)
+_CONCLUDES = re.compile(r"\b(?:so(?! far)|thus|hence|therefore|finally|answer|we get|we conclude)\b", re.IGNORECASE)
 _JOINS = re.compile(
     r"[\s$.,;]*(?:\\\)|\\\]|\\text\{)?[\s$.,;]*(?P<word>and|or|,|&)?\s*\}?[\s$.,;]*(?:\\\(|\\\[)?\s*(?:[a-zA-Z]\s*=\s*)?"
 )
@@ -228,12 +228,17 @@ def _unstated(text: str, finish_reason: str | None) -> Stated:
 
 
 def _is_formula(text: str) -> bool:
-    """Whether a text can be read in full, and is no mere word."""
+    """Whether a text can be read in full, and is no sentence."""
     if not re.search(r"\d|\\|[-+*/^=()]", text) and not re.fullmatch(r"\$?[A-Za-z]\$?\.?", text.strip()):
         return False
-    if len(re.findall(r"[A-Za-z]{4,}", re.sub(r"\\[A-Za-z]+", "", text))) > 2:
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", re.sub(r"\\text\s*\{[^{}]*\}", "", text))
+    words = [word for word in words if word not in formula.FUNCTIONS | {"pi", "sqrt", "and", "or", "infinity"}]
+    if len(words) > (2 if re.match(r"[-$\d]", text) else 0):
         return False
-    return any(not isinstance(reading, Words) for reading in read(text))
+    try:
+        return any(not isinstance(reading, Words) for reading in read(text))
+    except _Hedged:
+        return False
 
 
 # --- what an answer is made of -------------------------------------------------------------------------------------
@@ -625,6 +630,7 @@ def _explicit_unit(found: list[Token]) -> tuple[list[Token], Unit | None]:
         raised = kind == "^" and i + 1 < len(found) and found[i + 1].kind == "{" and "'" in _spelled(found[i:])
         begins = (
             kind == "text"
+            or (token.text == "mu" and after.kind == "text")
             or per
             or kind in ("\\%", "%", "\\AA", "\\permil")
             or token.text == "AA"
@@ -741,6 +747,8 @@ def _equation(sides: list[list[Token]], relations: list[str]) -> Any:
     last = _name(sides[-1])
     if last is not None and last[0] in ("sym", "call") and len(sides) == 2 and relations == ["="]:
         return Named(last, _read_all(sides[0]))
+    if any(token.text == "\\ldots" for side in sides[:-1] for token in side):
+        return _read_all(sides[-1])
     bodies = [_read_all(side) for side in sides]
     if not all(isinstance(body, Quantity) for body in bodies):
         return bodies[-1]
@@ -1047,6 +1055,8 @@ def _names_agree(gold: Named, said: Named) -> bool:
     one, other = gold.name, said.name
     if one[0] == "call" or other[0] == "call":
         return True
+    if one[1].startswith("angle") and other[1].startswith("angle"):
+        return one == other
     letters = [re.sub(r"[_'].*", "", name[1]) for name in (one, other)]
     return letters[0] == letters[1] or max(map(len, letters)) > 2
 
