@@ -1,4 +1,4 @@
-"""Math answers: the published evaluation rule, its strict companion, and the accuracy reward.
+"""Math answers: the published evaluation rule and the accuracy reward.
 
 Evaluation (:class:`ExtractiveMatch`) is lighteval's multilingual extractive match as open-rs configures it: English;
 predictions by plain expression and LaTeX with boxes first; fallback to the first match's text; any match; precision 5;
@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from eval_harness.graders.base import Grader, Verdict
+from eval_harness.graders.strict_math import mark as strict_mark
 
 PRECISION = 5
 STEP_SECONDS = 5
@@ -41,8 +42,7 @@ class ExtractiveMatch:
     """lighteval's extractive match with the configuration of the published math evaluation.
 
     A gold that extraction cannot read (409 bare golds of OlympiadBench) is compared as raw text: that is the published
-    behaviour, flagged as ``gold_fallback``. The strict verdict reads such a gold as LaTeX in a box, so ``2`` accepts
-    ``2.0`` and ``1/2`` accepts ``\\frac{1}{2}``; for every other gold the two rules agree.
+    behaviour, flagged as ``gold_fallback``. The strict mark is :mod:`eval_harness.graders.strict_math`'s.
 
     Args:
         gold_as_latex: the gold is read as LaTeX, otherwise as a plain expression.
@@ -69,17 +69,20 @@ class ExtractiveMatch:
         fallback = not golds
         answers = self._extract(prediction, self._prediction_patterns)
         extracted = str(answers[-1])[:_MAX_EXTRACTED] if answers else None
-        if not answers:
-            return Verdict(False, False, None, "no_answer", fallback)
-        correct = _equal(golds or [gold], answers)
-        strict = correct
-        if fallback and not correct:
-            strict = _equal(self._extract(rf"$\boxed{{{gold.strip()}}}$", self._prediction_patterns), answers)
-        return Verdict(correct, strict, extracted, "match" if correct else "mismatch", fallback)
-
-
-def _equal(golds: list, answers: list) -> bool:
-    return bool(_lighteval().compare(golds, answers, PRECISION, timeout_seconds=STEP_SECONDS))
+        correct = bool(answers) and bool(
+            _lighteval().compare(golds or [gold], answers, PRECISION, timeout_seconds=STEP_SECONDS)
+        )
+        reason = "match" if correct else "mismatch" if answers else "no_answer"
+        strict = strict_mark(gold, prediction, context)
+        return Verdict(
+            correct=correct,
+            correct_strict=strict.correct,
+            extracted=extracted,
+            reason=reason,
+            gold_fallback=fallback,
+            extracted_strict=strict.said if strict.said and strict.said != extracted else None,
+            reason_strict=strict.reason if strict.reason != reason else None,
+        )
 
 
 class BoxedAccuracy:

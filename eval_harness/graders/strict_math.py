@@ -19,10 +19,6 @@ from eval_harness.graders.formula import Token, Tree, Unreadable, tidy
 from eval_harness.graders.tags import MAX_EXTRACTED, careful_answer
 from eval_harness.graders.units import Unit, read_unit
 
-RULE = {"name": "strict_math", "version": 1}
-"""Stored with the grader in run records; the version is raised when a mark can change."""
-CONTEXT = ("question", "finish_reason")
-"""What the rule looks for in the context, besides gold and prediction."""
 _MAX_STATEMENT = 1000
 _MAX_ITEMS = 64
 
