@@ -309,7 +309,9 @@ def _explain(pool: GradingPool, grader: str, answers: list[Answer], verdicts: li
         for suffix in ("", "_strict"):
             word = "right" if told["correct" + suffix] else "wrong"
             reason, read = told["reason" + suffix], told["extracted" + suffix]
-            line = f"row {number}, {told['rule' + suffix]}: {word} ({reason}); read {'nothing' if read is None else read}"
+            line = (
+                f"row {number}, {told['rule' + suffix]}: {word} ({reason}); read {'nothing' if read is None else read}"
+            )
             if suffix and readings:
                 line += f"; gold {readings[number - 1].extracted}; {readings[number - 1].reason_strict}"
             print(line)

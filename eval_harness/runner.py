@@ -610,7 +610,10 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
             for result in process.generate(_requests(tasks, pending, plain, unreadable)):
                 name, item_id = json.loads(result.key)
                 task, item = by_name[name], items[name, item_id]
-                future = pool.grade_async(task.benchmark.grader, _answers(task.benchmark.grader, item, ((c.text, c.finish_reason) for c in result.completions)))
+                future = pool.grade_async(
+                    task.benchmark.grader,
+                    _answers(task.benchmark.grader, item, ((c.text, c.finish_reason) for c in result.completions)),
+                )
                 in_flight += 1
                 future.add_done_callback(
                     lambda f, task=task, item=item, result=result: graded.put((task, item, result, f))

@@ -1,4 +1,4 @@
-"""Answers near a gold: the same one written differently, and neighbours with one number, sign, bound or member changed."""
+"""Answers near a gold: the same one written differently, and others with one number, sign, bound or member changed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,12 @@ def neighbours(gold: str) -> Iterator[tuple[str, str]]:
         if changeable(match.start()):
             other = "-" if match.group() == "+" else "+"
             yield "sign", bare[: match.start()] + other + bare[match.end() :]
-    if re.fullmatch(r"[\d.\\({].*", bare) and not re.match(r"\\(?:text|angle|begin|\{)|\(", bare) and not _members(bare) and bare != "0":
+    if (
+        re.fullmatch(r"[\d.\\({].*", bare)
+        and not re.match(r"\\(?:text|angle|begin|\{)|\(", bare)
+        and not _members(bare)
+        and bare != "0"
+    ):
         yield "sign", f"-{bare}" if re.fullmatch(r"[\d.e]+|\\frac.*", bare) else f"-({bare})"
     if _interval(bare):
         for match in re.finditer(r"[()\[\]]", bare):
@@ -77,7 +82,7 @@ def _members(bare: str) -> list[str]:
     pieces, depth, start = [], 0, 0
     for i, char in enumerate(bare):
         depth += (char in "([{") - (char in ")]}")
-        if char == "," and depth == 0 and not bare[i + 1 : i + 3] == "\\!":
+        if char == "," and depth == 0 and bare[i + 1 : i + 3] != "\\!":
             pieces.append(bare[start:i].strip())
             start = i + 1
     pieces.append(bare[start:].strip())
@@ -86,5 +91,9 @@ def _members(bare: str) -> list[str]:
 
 
 def _interval(bare: str) -> bool:
-    mixed = re.fullmatch(r"\\?(?:left)?[(\[].*[)\]]", bare) and (bare[-1] in "])") and not bare.startswith("(") == bare.endswith(")")
+    mixed = (
+        re.fullmatch(r"\\?(?:left)?[(\[].*[)\]]", bare)
+        and (bare[-1] in "])")
+        and bare.startswith("(") != bare.endswith(")")
+    )
     return bool("infty" in bare or "cup" in bare or mixed or "\\in" in bare)

@@ -78,9 +78,8 @@ VERSIONS = dict.fromkeys(GRADERS, 1)
 _SYMBOLIC = ("lighteval", "math-verify", "latex2sympy2_extended", "sympy")
 _LIBRARIES = {
     **dict.fromkeys(("math_expression_gold", "math_latex_gold"), (*_SYMBOLIC, "mpmath")),
-    **dict.fromkeys(
-        ("boxed", "boxed_in_place", "boxed_answer", "choice", "number", "default_extraction"), _SYMBOLIC[1:]
-    ),
+    "boxed": (*_SYMBOLIC[1:], "mpmath"),
+    **dict.fromkeys(("boxed_in_place", "boxed_answer", "choice", "number", "default_extraction"), _SYMBOLIC[1:]),
 }
 """Packages that decide a grader's marks together with it."""
 
@@ -90,8 +89,8 @@ LIGHTEVAL = frozenset({"math_expression_gold", "math_latex_gold"})
 STRICT_RULE = {"name": "strict_math", "version": 1}
 """The strict rule of the mathematics graders (:mod:`eval_harness.graders.strict_math`), stored beside the grader; its
 version is raised when one of its marks can change. Every other grader's strict rule goes by the grader's version."""
-STRICT_MATH = frozenset({"math_expression_gold", "math_latex_gold"})
-"""Graders whose strict mark comes from it."""
+STRICT_MATH = frozenset({"math_expression_gold", "math_latex_gold", "boxed"})
+"""Graders whose strict mark comes from it: those of benchmarks. ``boxed_in_place`` and ``boxed_answer`` are rewards."""
 
 CONTEXT_KEYS = {
     "choice": ("choices",),

@@ -64,7 +64,7 @@ _SIGNS = (
 )  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_THOUSANDS = r"(?:,\\!|,\\,|,\{\}|\{,\}|\\,|\\ |~|\\:|\\;)\s*"
+_THOUSANDS = r"(?:'|,\\!|,\\,|,\{\}|\{,\}|\\,|\\ |~|\\:|\\;)\s*"
 _UPRIGHT = r"text|textrm|textnormal|textup|mathrm|mbox|hbox|operatorname\*?|rm|textsf|mathsf|texttt"
 _REWRITES = [
     (re.compile(pattern), to)
@@ -75,7 +75,10 @@ _REWRITES = [
         (r"\*\*+|__+|`+", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|strut|,|!|;|:|quad|qquad|enspace|thinspace)(?![A-Za-z])", " "),
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|strut|q?quad|enspace|thinspace|hspace\{[^{}]*\})(?![A-Za-z])", " "),
+        (r"(?<!\\)\\[,!;: ]", " "),
+        (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"(?<![A-Za-z\\])d([a-zA-Z])\s*/\s*d([a-zA-Z])(?![A-Za-z])", r"\\frac{d\1}{d\2}"),
         (r"\\(?:leqslant|leq|le)(?![A-Za-z])", r"\\le "),
         (r"\\(?:geqslant|geq|ge)(?![A-Za-z])", r"\\ge "),
         (r"\\(?:neq|ne)(?![A-Za-z])", r"\\ne "),
@@ -94,7 +97,7 @@ _REWRITES = [
         (r"\\degree(?![A-Za-z])", r"^\\circ "),
         (r"(?:\{\s*\})?\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", r"^\\circ "),
         (rf"\\(?:{_UPRIGHT})\s*\{{", r"\\text{"),
-        (r"\\(?:mathbf|boldsymbol|bm|mathit|mathcal|mathbb|textbf|textit|emph|bf|it|mathring)\s*\{([^{}]*)\}", r"{\1}"),
+        (r"\\(?:mathbf|boldsymbol|bm|mathit|mathcal|mathbb|textbf|textit|emph|bf|it|mathring|underline)\s*(?=\{)", ""),
         (r"\\text\{\s*([deij])\s*\}(?!\s*[/^])(?=\s*[\\{^A-Za-z(}])", r"\1"),
         (r"\^\s*\{((?:\s*\\prime)+)\s*\}", lambda m: "'" * m.group(1).count("prime")),
         (r"\^\s*\\prime(?![A-Za-z])", "'"),
@@ -141,14 +144,14 @@ _FUNCTIONS = """sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
 _SAME_FUNCTION = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "log": "ln"}
-_COMMANDS = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
-    omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot oplus star aleph vartheta varrho pi infty AA
+_COMMANDS = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi
+    psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot oplus star aleph vartheta varrho pi infty AA
     triangle angle"""
 _LETTERS = frozenset(_COMMANDS.split())
 _MARKS = "dot ddot hat vec bar tilde overline underline widehat overrightarrow"
 _ACCENTS = frozenset(_MARKS.split())
-_ENGLISH = """or and thus hence therefore where since because when with for then but not neither nor either between unless
-    maybe perhaps possibly probably about approximately around roughly nearly exactly only the are equal equals value
+_ENGLISH = """or and thus hence therefore where since because when with for then but not neither nor either between
+    unless maybe perhaps possibly probably about approximately around roughly nearly exactly only the are equal equals value
     less more greater fewer than least most over under above below from till until through which that million billion
     trillion thousand hundred dozen squared cubed factorial base any all none"""
 WORDS = frozenset(_ENGLISH.split())
@@ -197,9 +200,17 @@ def tokens(text: str) -> list[Token]:
         if kind == "num":
             value, digits = _number(piece)
             found.append(Token("num", piece, value, digits, blank))
+        elif (
+            kind == "text" and re.fullmatch(r"\s*(?:[-+]?[\d.,]*\d|[a-z]+)\s*", piece[6:-1]) and _is_number(piece[6:-1])
+        ):
+            found.extend(tokens(piece[6:-1].strip()))
         elif kind == "text":
             found.append(Token("text", piece[6:-1].strip(), blank=blank))
         elif kind == "letters":
+            if piece.lower() in _COUNTED:
+                found.append(Token("num", str(_COUNTED[piece.lower()]), Fraction(_COUNTED[piece.lower()]), blank=blank))
+                blank = False
+                continue
             for i, (sort, name) in enumerate(_words(piece, _alone(text, match.start(), match.end()))):
                 found.append(Token(sort, name, blank=blank and i == 0))
         elif piece in RELATIONS:
@@ -216,6 +227,15 @@ def tokens(text: str) -> list[Token]:
             found.append(Token(piece, piece, blank=blank))
         blank = False
     return found
+
+
+_COUNTS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen twenty"""
+_COUNTED = {word: i for i, word in enumerate(_COUNTS.split())}
+
+
+def _is_number(text: str) -> bool:
+    return text.strip() in _COUNTED or any(char.isdigit() for char in text)
 
 
 def _alone(text: str, start: int, end: int) -> bool:

@@ -15,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from eval_harness.graders.base import Grader, Verdict
+from eval_harness.graders.base import STRICT_MATH, Grader, Verdict
+from eval_harness.graders.strict_math import Mark
 from eval_harness.graders.strict_math import mark as strict_mark
 
 PRECISION = 5
@@ -73,16 +75,18 @@ class ExtractiveMatch:
             _lighteval().compare(golds or [gold], answers, PRECISION, timeout_seconds=STEP_SECONDS)
         )
         reason = "match" if correct else "mismatch" if answers else "no_answer"
-        strict = strict_mark(gold, prediction, context)
-        return Verdict(
-            correct=correct,
-            correct_strict=strict.correct,
-            extracted=extracted,
-            reason=reason,
-            gold_fallback=fallback,
-            extracted_strict=strict.said if strict.said and strict.said != extracted else None,
-            reason_strict=strict.reason if strict.reason != reason else None,
-        )
+        published = Verdict(correct, correct, extracted, reason, gold_fallback=fallback)
+        return _with_strict(published, strict_mark(gold, prediction, context))
+
+
+def _with_strict(published: Verdict, strict: Mark) -> Verdict:
+    """The verdict of the published rule with the strict rule's mark."""
+    return replace(
+        published,
+        correct_strict=strict.correct,
+        extracted_strict=strict.said if strict.said and strict.said != published.extracted else None,
+        reason_strict=strict.reason if strict.reason != published.reason else None,
+    )
 
 
 class BoxedAccuracy:
@@ -99,16 +103,17 @@ class BoxedAccuracy:
         bare_gold: the gold is the answer itself (``42``): it is put into a box and read with math-verify's default
             extraction, LaTeX and plain expressions, as the release does for SimpleRL-Zoo. The release writes the box
             without braces and with a second backslash; of 1,869 MATH golds all but the empty one read the same.
+        strict: the strict mark is :mod:`eval_harness.graders.strict_math`'s; otherwise it is the same mark.
     """
 
-    def __init__(self, boxed: str | bool = "all", bare_gold: bool = False) -> None:
+    def __init__(self, boxed: str | bool = "all", bare_gold: bool = False, strict: bool = False) -> None:
         import math_verify
         from latex2sympy2_extended import NormalizationConfig
 
         logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs a traceback per unparsable answer
         self._lib = math_verify
         self._gold_config = [math_verify.LatexExtractionConfig()]
-        self._bare_gold = bare_gold
+        self._bare_gold, self._strict = bare_gold, strict
         if bare_gold:
             self._gold_config.append(math_verify.ExprExtractionConfig())
         self._prediction_config = [
@@ -122,7 +127,11 @@ class BoxedAccuracy:
         ]
 
     def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
-        """Mark one answer; the strict rule is the same rule."""
+        """Mark one answer."""
+        verdict = self._published(gold, prediction)
+        return _with_strict(verdict, strict_mark(gold, prediction, context)) if self._strict else verdict
+
+    def _published(self, gold: str, prediction: str) -> Verdict:
         golds = self._parse(rf"$\boxed{{{gold}}}$" if self._bare_gold else gold, self._gold_config)
         if not golds:
             return Verdict(False, False, None, "no_answer", gold_fallback=True)
@@ -141,5 +150,6 @@ class BoxedAccuracy:
 def build(name: str) -> Grader:
     """The grader of that name; used by :func:`eval_harness.graders.get_grader`."""
     if name in ("boxed", "boxed_in_place", "boxed_answer"):
-        return BoxedAccuracy(True if name == "boxed_in_place" else "all", bare_gold=name == "boxed_answer")
+        in_place, bare = name == "boxed_in_place", name == "boxed_answer"
+        return BoxedAccuracy(True if in_place else "all", bare_gold=bare, strict=name in STRICT_MATH)
     return ExtractiveMatch(gold_as_latex=name != "math_expression_gold")

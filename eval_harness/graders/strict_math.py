@@ -36,25 +36,27 @@ class Stated:
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)|\\(?:boxed|fbox)\s*(?P<bare>[0-9A-Za-z]+)|\\.|[{}]", re.DOTALL)
 _EMPTY = re.compile(
-    r"(?:\\(?:text|boxed|fbox)\s*\{\s*\}|\\[ ,;:!]|[\s${}.?~]|\\ldots|\\dots|(?:your |final )*answer|\\text\{\s*answer\s*\})*"
+    r"(?:\\(?:text|boxed|fbox)\s*\{\s*\}|\\[ ,;:!]|[\s${}.?~]|\\l?dots"
+    r"|(?:your |final )*answer|\\text\{\s*answer\s*\})*"
 )
 _PHRASE = re.compile(
     r"(?:\b(?:final |correct |required )?(?:answers?|result|solutions?)\**\s*(?:to (?:the|this) (?:problem|question) )?"
-    r"(?:is|are|equals|would be|will be|=|:)|####)\s*:?\s*\**\s*:?",
-    re.IGNORECASE,
+    r"(?:is|are|equals|would be|will be|=|:)|####)\s*:?\s*\**\s*:?|^[#* \t]*(?:final )?answer[* \t:]*$",
+    re.IGNORECASE | re.MULTILINE,
 )
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnever|\bneither|\bcannot be)(?:\s+(?:equal to|be|equal|simply|just|the))*[\s$:*(]*$", re.I
 )
 _HEDGED = re.compile(
-    r"\b(?:maybe|perhaps|possibly|probably not|not sure|unsure|either|neither|guess|between|could be|might be|not)\b|\?",
+    r"\b(?:maybe|perhaps|possibly|not|unsure|either|neither|guess|between|could be|might be)\b|\?",
     re.IGNORECASE,
 )
 _CONCLUDES = re.compile(r"\b(?:so(?! far)|thus|hence|therefore|finally|answer|we get|we conclude)\b", re.IGNORECASE)
 _JOINS = re.compile(
     r"[\s$.,;]*(?:\\\)|\\\]|\\text\{)?[\s$.,;]*(?P<word>and|or|,|&)?\s*\}?[\s$.,;]*(?:\\\(|\\\[)?\s*(?:[a-zA-Z]\s*=\s*)?"
 )
+_NAME_ALONE = re.compile(r"[*_ ]*[A-Za-z]+(?: [A-Za-z]+){0,2}\.?[*_ ]*")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:[eE][-+]?\d+)?(?:/\d+)?(?![\w])")
 
 
@@ -132,7 +134,9 @@ def _unit_behind(rest: str) -> str:
     inside, dollar, outside = _AFTER_UNIT.split(rest)[0].partition("$")
     words = outside.split("$")[0].split()
     candidates = [f"{inside} {' '.join(words)}", inside]
-    candidates += [" ".join(words[:n]) for n in (4, 3, 2, 1) if not inside.strip() and len(words[n - 1 : n] and words[0]) > 2]
+    candidates += [
+        " ".join(words[:n]) for n in (4, 3, 2, 1) if not inside.strip() and len(words[n - 1 : n] and words[0]) > 2
+    ]
     for candidate in candidates:
         pieces = re.split(r"(\\text\s*\{[^{}]*\})", tidy(re.sub(r"\{\s*~?\s*([A-Za-z]+)\s*\}", r"{\1}", candidate)))
         unit = "".join(
@@ -148,12 +152,11 @@ def _unit_behind(rest: str) -> str:
 
 def _last_phrase(text: str, since: int) -> str | None:
     """What stands behind the last ``the answer is`` after a position."""
-    last = None
-    for match in _PHRASE.finditer(text, since):
-        content = _sentence(text[match.end() : match.end() + _MAX_STATEMENT])
+    for end in reversed([match.end() for match in _PHRASE.finditer(text, since)][-_MAX_ITEMS:]):
+        content = _sentence(text[end : end + _MAX_STATEMENT])
         if content and not _EMPTY.fullmatch(content):
-            last = content
-    return last
+            return content
+    return None
 
 
 def _sentence(text: str) -> str:
@@ -195,7 +198,7 @@ def _unstated(text: str, finish_reason: str | None) -> Stated:
         last = list(_FORMULA.finditer(text[-2 * _MAX_STATEMENT :]))
         return Stated(next(filter(None, last[-1].groups()))) if last else Stated("", "no answer is stated")
     sentence = re.split(r"(?<=[A-Za-z0-9$)}\]][.!?])\s+(?=[A-Z\\$])", line)[-1]
-    if "\n" not in text and sentence == line and _is_formula(line):
+    if "\n" not in text and sentence == line and (_is_formula(line) or _NAME_ALONE.fullmatch(line)):
         return Stated(line)
     finished = finish_reason == "stop" or sentence.endswith((".", "!")) or bool(_CONCLUDES.search(sentence))
     if not finished:
@@ -322,19 +325,18 @@ class _Hedged(ValueError):
     """Nothing is stated: a negation, a range, a bound in words."""
 
 
-_NO_STATEMENT = frozenset(
-    "not neither nor either between unless maybe perhaps possibly probably less more greater fewer than least most over "
-    "under above below from till until through none no any".split()
-)
-_FILLERS = frozenset(
-    "the is are be equal equals value of it an exactly only about approximately around roughly nearly".split()
-)
-_CUTS = frozenset("where since because when if with for which that but".split())
+_UNCLEAR = """not neither nor either between unless maybe perhaps possibly probably less more greater fewer than least most
+    over under above below from till until through none no any"""
+_NO_STATEMENT = frozenset(_UNCLEAR.split())
+_EMPTY_WORDS = """the is are be equal equals value of it an exactly only answer all about approximately around roughly
+    nearly"""
+_FILLERS = frozenset(_EMPTY_WORDS.split())
+_REASONS = frozenset({"since", "because", "which"})
+_CUTS = _REASONS | frozenset({"where", "when", "if", "with", "for", "that", "but"})
 _FACTORS = {
     "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
 _OPEN, _CLOSE = frozenset({"(", "[", "{", "\\{"}), frozenset({")", "]", "}", "\\}"})
-_SETS = {"R": "real", "Z": "whole", "N": "natural", "Q": "rational", "C": "complex"}
 
 
 @lru_cache(8192)
@@ -347,7 +349,10 @@ def read(text: str) -> tuple[Any, ...]:
     words = Words(_as_words(text), _squeezed(text))
     if len(text) > formula.MAX_CHARACTERS:
         return (words,)
-    tidied = tidy(re.sub(r"\\\$|(?<![\w$])(?:USD|US\$)(?=\s*\d)", r"\\text{dollars}", text)).strip(" .,;:")
+    tidied = (
+        tidy(re.sub(r"\\\$|(?<![\w$])(?:USD|US\$)(?=\s*\d)", r"\\text{dollars}", text)).lstrip(" ,;:").rstrip(" .,;:")
+    )
+    tidied = re.sub(r"(?<=[\d} ]) ?\((?!not|or|maybe|perhaps)[A-Za-z][A-Za-z ]{3,}\)$", "", tidied)
     spellings = [tidied]
     grouped = re.sub(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m.group().replace(",", ""), tidied)
     if grouped != tidied:
@@ -364,7 +369,9 @@ def read(text: str) -> tuple[Any, ...]:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", tidy(text[: formula.MAX_CHARACTERS])).strip(".,;:") if len(text) < 20_000 else text
+    if len(text) > formula.MAX_CHARACTERS:
+        return text
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", tidy(text)).rstrip(".,;:")
 
 
 def _as_words(text: str) -> str:
@@ -378,7 +385,7 @@ def _trimmed(found: list[Token]) -> list[Token]:
     """Without full stops at the end, lone braces around everything, and words that say nothing at the start."""
     while found and found[-1].kind in (".", ",", ";", ":") or found and found[-1].text in ("\\ldots", "\\\\"):
         found = found[:-1]
-    while found and (found[0].kind == "text" and (found[0].text.lower() in _FILLERS or not found[0].text)):
+    while found and (found[0].kind == "text" and set(found[0].text.lower().strip(" :").split()) <= _FILLERS):
         found = found[1:]
     while len(found) > 2 and found[0].kind == "{" and _closing(found, 0) == len(found) - 1:
         found = found[1:-1]
@@ -423,8 +430,10 @@ def _read_all(found: list[Token]) -> Any:
             found = found[i + 1 :] if not found[:i] or found[i + 1 :] else found[:i]
             return _read_all(_trimmed(found))
     cut = next((i for i, token in enumerate(found) if token.kind == "text" and token.text.lower() in _CUTS), None)
-    if cut is not None:
-        raise Unreadable("a condition in words") if cut == 0 else Unreadable("a remark in words")
+    if cut and found[cut].text.lower() in _REASONS:
+        found = _trimmed(found[:cut])
+    elif cut is not None:
+        raise Unreadable("a condition or a remark in words")
 
     def joins(token: Token) -> bool:
         return token.kind in (",", ";") or (
@@ -441,7 +450,6 @@ def _read_all(found: list[Token]) -> Any:
         raise Unreadable("nothing")
     if len(pieces) > _MAX_ITEMS:
         raise Unreadable("too many")
-    pieces = _unit_for_all(pieces)
     readings: list[Any] = []
     for piece in pieces:
         reading = _read_one(piece)
@@ -455,10 +463,6 @@ def _read_all(found: list[Token]) -> Any:
     if all(isinstance(r, Region) for r in bounds) and any(t.kind == "rel" for t in found):
         return _united(bounds) if choice or any(t.text == "in" for t in found if t.kind == "rel") else _common(bounds)
     return Items("list", tuple(readings), choice=choice)
-
-
-def _unit_for_all(pieces: list[list[Token]]) -> list[list[Token]]:
-    return pieces
 
 
 def _read_one(found: list[Token]) -> Any:
@@ -547,12 +551,10 @@ def _special(found: list[Token]) -> Any:
             return Clock((found[0].value, found[2].value), half or ("?" if clock else ""))
         if all(k == ("num" if i % 2 == 0 else ":") for i, k in enumerate(kinds)):
             return Clock(tuple(token.value for token in found[::2]))
-    if len(kinds) > 2 and kinds[0] == "num" and kinds[1] == "_" and texts[0].isdigit():
-        inside = texts[3:-1] if kinds[2] == "{" else texts[2:]
-        if kinds[2] == "{" and _closing(found, 2) != len(found) - 1:
-            return None
-        base = _base("".join(inside))
-        return None if base is None else Based(texts[0], base)
+    based = re.fullmatch(r"\(?(\d+)\)?_\{?\(?(\w+)\)?\}?", "".join(texts))
+    if based and "_" in kinds:
+        base = _base(based[2])
+        return None if base is None else Based(based[1], base)
     if kinds[0] == "num" and texts[0].isdigit() and "base" in " ".join(texts[1:]).lower():
         base = _base(" ".join(texts[1:]).lower().replace("base", "").strip(" ()"))
         return None if base is None else Based(texts[0], base)
@@ -561,16 +563,15 @@ def _special(found: list[Token]) -> Any:
         digits, base = "".join(texts[:place]), _base("".join(texts[place + 1 :]).strip("{}"))
         if base and base > 10 and re.fullmatch(r"[0-9A-F]+", digits):
             return Based(digits, base)
-    if kinds[0] == "sym" and len(found) > 3 and texts[1] in "([" and _closing(found, 1) == len(found) - 1:
-        if texts[1] + texts[-1] in ("(]", "[)", "[]"):
-            inner = _bracketed(found[1:])
-            return inner if isinstance(inner, Items) else None
+    bracketed = kinds[0] == "sym" and len(found) > 3 and _closing(found, 1) == len(found) - 1
+    if bracketed and texts[1] + texts[-1] in ("(]", "[)", "[]"):  # "t(0,4]": the sign between is lost
+        inner = _bracketed(found[1:])
+        return inner if isinstance(inner, Items) else None
     return None
 
 
-_BASES = {
-    name: i for i, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)
-}
+_BASE_NAMES = "two three four five six seven eight nine ten eleven twelve"
+_BASES = {name: i for i, name in enumerate(_BASE_NAMES.split(), start=2)}
 
 
 def _base(text: str) -> int | None:
@@ -673,19 +674,11 @@ def _loose(found: list[Token]) -> tuple[Tree, Unit | None]:
     depth, place = 0, None
     for i, token in enumerate(found):
         depth += (token.text in _OPEN) - (token.text in _CLOSE)
-        letter = (
-            token.kind in ("sym", "text")
-            and token.text not in formula.CONSTANTS
-            or token.kind == "sym"
-            and token.blank
-            and token.text == "i"
-        )
-        if depth == 0 and i > 0 and letter and (token.blank or found[i - 1].kind in ("num", "}", ")")):
-            if all(
-                t.kind in ("sym", "text", "^", "/", "num", "{", "}", "-", "*", "fn", "(", ")", "'") for t in found[i:]
-            ):
-                place = i
-                break
+        letter = token.kind in ("sym", "text") and (token.text not in formula.CONSTANTS or (token.blank and i > 0))
+        begins = depth == 0 and i > 0 and letter and (token.blank or found[i - 1].kind in ("num", "}", ")"))
+        if begins and all(t.kind in _UNIT_KINDS for t in found[i:]):
+            place = i
+            break
     if place is None:
         raise Unreadable("no unit")
     if set(_words_of(found[place:])) & (formula.WORDS - {"of", "the", "at", "an"}):
@@ -1050,7 +1043,7 @@ def _sized(tree: Tree, unit: Unit) -> Tree:
 def _names_agree(gold: Named, said: Named) -> bool:
     one, other = gold.name, said.name
     if one[0] == "call" or other[0] == "call":
-        return True
+        return one[0] != other[0] or one[1] == other[1]
     if one[1].startswith("angle") and other[1].startswith("angle"):
         return one == other
     letters = [re.sub(r"[_'].*", "", name[1]) for name in (one, other)]
@@ -1186,9 +1179,8 @@ def _words_mark(wanted: str, text: str, said: str, shown: str) -> Mark:
     gold, words = _as_words(wanted), _as_words(text)
     if re.search(r"\b(?:not|or|either|neither|maybe|perhaps)\b", words) and words != gold:
         return Mark(False, "no_answer", "", shown, f"{said}: no one answer is stated")
-    option = re.fullmatch(
-        r"(?:\\text\{|\$|\s|option |choice )*\(?([A-Za-z])(?:\)|\}|\.|:|$).*", text.strip(), re.DOTALL | re.IGNORECASE
-    )
+    plain = re.sub(r"\\[A-Za-z]+|[{}$*]", "", text)
+    option = re.match(r"\s*(?:option|choice)?\s*\(?([A-Za-z])(?:[).:]|\s*$)", plain, re.IGNORECASE)
     right = words == gold or (len(gold) == 1 and option is not None and option.group(1).lower() == gold)
     return Mark(right, "match" if right else "mismatch", said, shown, "words")
 

@@ -595,8 +595,7 @@ def _records_of(
         for item, _, a in graded
     ]
     verdicts = {
-        (item.item_id, i): verdict
-        for (item, i, _), verdict in zip(graded, pool.grade(grader, context), strict=True)
+        (item.item_id, i): verdict for (item, i, _), verdict in zip(graded, pool.grade(grader, context), strict=True)
     }
     seeds = {item_id: row.seed for item_id, row in matched.rows.items()}
     return asked, [
