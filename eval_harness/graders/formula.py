@@ -75,7 +75,8 @@ _REWRITES = [
         (r"\*\*+|__+|`+", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|strut|q?quad|enspace|thinspace|hspace\{[^{}]*\})(?![A-Za-z])", " "),
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|strut|q?quad|enspace|thinspace)(?![A-Za-z])", " "),
+        (r"\\hspace\s*\{[^{}]*\}", " "),
         (r"(?<!\\)\\[,!;: ]", " "),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"(?<![A-Za-z\\])d([a-zA-Z])\s*/\s*d([a-zA-Z])(?![A-Za-z])", r"\\frac{d\1}{d\2}"),
@@ -144,16 +145,16 @@ _FUNCTIONS = """sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
 _SAME_FUNCTION = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "log": "ln"}
-_COMMANDS = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi
-    psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot oplus star aleph vartheta varrho pi infty AA
-    triangle angle"""
+_COMMANDS = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi
+    chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot oplus star aleph vartheta varrho
+    pi infty AA triangle angle"""
 _LETTERS = frozenset(_COMMANDS.split())
 _MARKS = "dot ddot hat vec bar tilde overline underline widehat overrightarrow"
 _ACCENTS = frozenset(_MARKS.split())
 _ENGLISH = """or and thus hence therefore where since because when with for then but not neither nor either between
-    unless maybe perhaps possibly probably about approximately around roughly nearly exactly only the are equal equals value
-    less more greater fewer than least most over under above below from till until through which that million billion
-    trillion thousand hundred dozen squared cubed factorial base any all none"""
+    unless maybe perhaps possibly probably about approximately around roughly nearly exactly only the are equal
+    equals value less more greater fewer than least most over under above below from till until through which that
+    million billion trillion thousand hundred dozen squared cubed factorial base any all none"""
 WORDS = frozenset(_ENGLISH.split())
 """Words that are no product of variables."""
 _SHORT = frozenset({"at", "it", "an", "is", "be", "no", "we", "if", "so", "of", "to"})

@@ -19,7 +19,7 @@ from eval_harness.graders.formula import Token, Tree, Unreadable, tidy
 from eval_harness.graders.tags import MAX_EXTRACTED, careful_answer
 from eval_harness.graders.units import Unit, read_unit
 
-_MAX_STATEMENT = 1000
+_MAX_STATEMENT, _MAX_BOX = 1000, formula.MAX_CHARACTERS + 1
 _MAX_ITEMS = 64
 
 
@@ -105,7 +105,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
             if is_box:
                 while found and found[-1][0] > start:
                     found.pop()
-                found.append((start, match.end(), text[inside : match.start()][:_MAX_STATEMENT]))
+                found.append((start, match.end(), text[inside : match.start()][:_MAX_BOX]))
     return found
 
 
@@ -325,11 +325,11 @@ class _Hedged(ValueError):
     """Nothing is stated: a negation, a range, a bound in words."""
 
 
-_UNCLEAR = """not neither nor either between unless maybe perhaps possibly probably less more greater fewer than least most
-    over under above below from till until through none no any"""
+_UNCLEAR = """not neither nor either between unless maybe perhaps possibly probably less more greater fewer than
+    least most over under above below from till until through none no any"""
 _NO_STATEMENT = frozenset(_UNCLEAR.split())
-_EMPTY_WORDS = """the is are be equal equals value of it an exactly only answer all about approximately around roughly
-    nearly"""
+_EMPTY_WORDS = """the is are be equal equals value of it an exactly only answer all about approximately around
+    roughly nearly"""
 _FILLERS = frozenset(_EMPTY_WORDS.split())
 _REASONS = frozenset({"since", "because", "which"})
 _CUTS = _REASONS | frozenset({"where", "when", "if", "with", "for", "that", "but"})
@@ -1164,6 +1164,22 @@ def mark(gold: str, prediction: str, context: Mapping[str, Any] | None = None) -
     if isinstance(readings[0], Items) and readings[0].choice and not isinstance(golds[0], Items):
         return Mark(False, "no_answer", "", shown, f"{said}: several answers are offered")
     return Mark(False, "wrong_unit" if comparison.wrong_unit else "mismatch", said, shown, detail)
+
+
+def readings(text: str) -> tuple[Any, ...]:
+    """What a stated answer may mean, without the text itself; nothing if it states none."""
+    try:
+        return tuple(reading for reading in read(text) if not isinstance(reading, Words))
+    except _Hedged:
+        return ()
+
+
+def equal(gold: Any, said: Any) -> bool | None:
+    """Whether two readings are the same; None: one of them has no value that could be compared."""
+    try:
+        return _Comparison().same(gold, said)
+    except (Unreadable, RecursionError):
+        return None
 
 
 _NAME = re.compile(

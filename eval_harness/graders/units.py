@@ -10,7 +10,7 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class Unit:
-    """``kind`` is a dimension (``m^2``, ``kg m s^-2``, ``share``, ``angle``), ``size`` is in base units, times pi^pi."""
+    """``kind`` is a dimension (``m^2``, ``kg m s^-2``, ``share``, ``angle``), ``size`` in base units, times pi^pi."""
 
     kind: str
     size: Fraction
@@ -21,7 +21,8 @@ class Unit:
 _BASE = {
     "m": "m", "g": "kg/1000", "s": "s", "A": "A", "K": "K", "mol": "mol", "L": "m^3/1000", "l": "m^3/1000",
     "N": "kg m s^-2", "J": "kg m^2 s^-2", "W": "kg m^2 s^-3", "Pa": "kg m^-1 s^-2", "Hz": "s^-1",
-    "V": "kg m^2 s^-3 A^-1", "C": "A s", "F": "kg^-1 m^-2 s^4 A^2", "eV": "ev", "erg": "kg m^2 s^-2/10000000", "bit": "bit", "Ohm": "ohm",
+    "V": "kg m^2 s^-3 A^-1",
+    "C": "A s", "F": "kg^-1 m^-2 s^4 A^2", "eV": "ev", "erg": "kg m^2 s^-2/10000000", "bit": "bit", "Ohm": "ohm",
 }  # fmt: skip
 _PREFIX = {
     "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "d": -1, "c": -2, "m": -3, "μ": -6, "u": -6, "n": -9, "p": -12, "f": -15,
