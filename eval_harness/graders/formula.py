@@ -79,6 +79,9 @@ _REWRITES = [
         (r"\\hspace\s*\{[^{}]*\}", " "),
         (r"(?<!\\)\\[,!;: ]", " "),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+        (r"\\mathbb\s*\{?\s*R\s*\}?", r"(-\\infty,\\infty)"),
         (r"(?<![A-Za-z\\])d([a-zA-Z])\s*/\s*d([a-zA-Z])(?![A-Za-z])", r"\\frac{d\1}{d\2}"),
         (r"\\(?:leqslant|leq|le)(?![A-Za-z])", r"\\le "),
         (r"\\(?:geqslant|geq|ge)(?![A-Za-z])", r"\\ge "),
@@ -112,6 +115,7 @@ _GROUPED = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{_THOUSANDS}\d{{3}}(?!\d))+")
 _BLANKS = re.compile(r"(?<![\d.^_{])(?<![\d]\s)\d{1,3}(?: \d{3}(?![\d/]))+(?!\s*[\d/])")
 
 
+@lru_cache(4096)
 def tidy(text: str) -> str:
     """A text in one spelling: signs as LaTeX, thousands closed up, dollars, sizes of brackets and spaces taken out."""
     if not text.isascii():
@@ -166,7 +170,7 @@ RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "
 _TOKEN = re.compile(
     r"(?P<num>(?:\d+\.\d*(?:\\overline\s*\{\d+\}|\(\d+\)|\\dot\s*\{\d\}|\\ldots)|\d+\.\d+|\.\d+|\d+\.(?=\s*[-+*/^)}\\]|\s*$)|\d+)"
     r"(?:[eE][-+]?\d+(?![\d.]*[A-Za-z]))?)"
-    r"|(?P<text>\\text\{[^{}]*\})|(?P<cmd>\\[A-Za-z]+|\\.)|(?P<letters>[A-Za-z]+)|(?P<blank>\s+)|(?P<other>.)",
+    r"|(?P<text>\\text\{(?:[^{}]|\{[^{}]*\})*+\})|(?P<cmd>\\[A-Za-z]+|\\.)|(?P<letters>[A-Za-z]+)|(?P<blank>\s+)|(?P<other>.)",
     re.DOTALL,
 )
 
@@ -201,9 +205,7 @@ def tokens(text: str) -> list[Token]:
         if kind == "num":
             value, digits = _number(piece)
             found.append(Token("num", piece, value, digits, blank))
-        elif (
-            kind == "text" and re.fullmatch(r"\s*(?:[-+]?[\d.,]*\d|[a-z]+)\s*", piece[6:-1]) and _is_number(piece[6:-1])
-        ):
+        elif kind == "text" and _is_number(piece[6:-1].strip()):
             found.extend(tokens(piece[6:-1].strip()))
         elif kind == "text":
             found.append(Token("text", piece[6:-1].strip(), blank=blank))
@@ -236,7 +238,7 @@ _COUNTED = {word: i for i, word in enumerate(_COUNTS.split())}
 
 
 def _is_number(text: str) -> bool:
-    return text.strip() in _COUNTED or any(char.isdigit() for char in text)
+    return text in _COUNTED or text == "infinity" or re.match(r"[-+]?\.?\d", text) is not None
 
 
 def _alone(text: str, start: int, end: int) -> bool:
@@ -944,6 +946,8 @@ def proportional(a: Tree, b: Tree, positive: bool = False) -> bool:
     Raises:
         Unreadable: one of them has no value.
     """
+    if a == b:
+        return True
     ratios = []
     for x, y in _trials(a, b):
         if x == 0 or y == 0:

@@ -133,6 +133,8 @@ def _unit_behind(rest: str) -> str:
     """A unit that stands behind a box, in the same formula or right behind it; empty if none is known."""
     inside, dollar, outside = _AFTER_UNIT.split(rest)[0].partition("$")
     words = outside.split("$")[0].split()
+    if not re.search(r"[A-Za-z%'\"°]", inside) and not words:
+        return ""
     candidates = [f"{inside} {' '.join(words)}", inside]
     candidates += [
         " ".join(words[:n]) for n in (4, 3, 2, 1) if not inside.strip() and len(words[n - 1 : n] and words[0]) > 2
@@ -349,6 +351,8 @@ def read(text: str) -> tuple[Any, ...]:
     words = Words(_as_words(text), _squeezed(text))
     if len(text) > formula.MAX_CHARACTERS:
         return (words,)
+    if re.fullmatch(r"(?:all )?real(?:s| numbers)", words.text):
+        return (_region_of_reals(), words)
     tidied = (
         tidy(re.sub(r"\\\$|(?<![\w$])(?:USD|US\$)(?=\s*\d)", r"\\text{dollars}", text)).lstrip(" ,;:").rstrip(" .,;:")
     )
@@ -467,6 +471,8 @@ def _read_all(found: list[Token]) -> Any:
 
 def _read_one(found: list[Token]) -> Any:
     """One answer: an equation, an inequality, a set, a tuple, a matrix, a quantity."""
+    if not found:
+        raise Unreadable("nothing")
     for token in found:
         if token.kind == "text" and set(token.text.lower().split()) & _NO_STATEMENT:
             raise _Hedged(f"it says “{token.text}”")
@@ -481,6 +487,8 @@ def _read_one(found: list[Token]) -> Any:
     if cups and all(part and part[0].text in ("(", "[", "\\{") for part in parts):
         return _united([_region(_read_one(part)) for part in parts])
     first = found[0].text
+    if len(found) == 1 and first == "\\emptyset":
+        return Items("set", ())
     if first in _OPEN and _closing(found, 0) == len(found) - 1:
         return _bracketed(found)
     if first == "\\begin":
@@ -490,6 +498,8 @@ def _read_one(found: list[Token]) -> Any:
 
 def _bracketed(found: list[Token]) -> Any:
     opening, inside, closing = found[0].text, found[1:-1], found[-1].text
+    if opening != "\\{" and inside and inside[0].text == "\\begin":
+        return _matrix(inside)
     if opening == "\\{":
         condition, bars = _split(inside, lambda token: token.kind in ("|", ":"))
         if bars and len(condition) == 2:
@@ -674,7 +684,9 @@ def _loose(found: list[Token]) -> tuple[Tree, Unit | None]:
     depth, place = 0, None
     for i, token in enumerate(found):
         depth += (token.text in _OPEN) - (token.text in _CLOSE)
-        letter = token.kind in ("sym", "text") and (token.text not in formula.CONSTANTS or (token.blank and i > 0))
+        letter = (token.kind in ("sym", "text") or token.text == "min") and (
+            token.text not in formula.CONSTANTS or (token.blank and i > 0)
+        )
         begins = depth == 0 and i > 0 and letter and (token.blank or found[i - 1].kind in ("num", "}", ")"))
         if begins and all(t.kind in _UNIT_KINDS for t in found[i:]):
             place = i
@@ -806,6 +818,10 @@ def _bounds(trees: list[Tree], relations: list[str]) -> Any:
     raise Unreadable("bounds")
 
 
+def _region_of_reals() -> Region:
+    return Region(((_MINUS_INFINITY, _PLUS_INFINITY, False, False),))
+
+
 def _region(reading: Any) -> Region:
     """An interval, a finite set or a region as a region.
 
@@ -900,14 +916,11 @@ class _Comparison:
             return _same_clock(gold, said)
         if isinstance(gold, Quantity) and isinstance(said, Quantity):
             return self._quantities(gold, said)
-        if (
-            isinstance(gold, Quantity)
-            and isinstance(said, Clock)
-            and len(said.parts) == 2
-            and not said.half
-            and said.parts[1]
-        ):
-            return formula.same(gold.tree, ("num", said.parts[0] / said.parts[1], 0))
+        if isinstance(gold, Clock):
+            gold, said = said, gold
+        if isinstance(gold, Quantity) and isinstance(said, Clock):
+            ratio = len(said.parts) == 2 and not said.half and said.parts[1] != 0
+            return ratio and formula.same(gold.tree, ("num", said.parts[0] / said.parts[1], 0))
         return False
 
     def _named(self, gold: Any, said: Any) -> bool:
@@ -953,8 +966,8 @@ class _Comparison:
             return len(said.items) > 0 and all(self.same(gold, item) for item in said.items)
         if not isinstance(said, Items):
             return gold.kind != "tuple" and len(gold.items) == 1 and self.same(gold.items[0], said)
-        if gold.kind == "tuple" and said.kind == "list":
-            return _assigns(said) and self._in_order(gold, said)
+        if {gold.kind, said.kind} == {"tuple", "list"}:
+            return _assigns(said if said.kind == "list" else gold) and self._in_order(gold, said)
         if gold.kind == "tuple" or said.kind == "tuple":
             if gold.kind != said.kind:
                 return False
@@ -1016,6 +1029,10 @@ class _Comparison:
             right = formula.same(_sized(gold.tree, one), _sized(said.tree, other))
             self.wrong_unit |= not right and formula.same(gold.tree, said.tree)
             return right
+        turned = [unit is not None and unit.kind == "angle" for unit in (one, other)]
+        if any(turned) and ("sym", "pi") in formula.walk(said.tree if turned[0] else gold.tree):  # in radians
+            sides = (_sized(gold.tree, one), said.tree) if turned[0] else (gold.tree, _sized(said.tree, other))
+            return formula.same(*sides)
         percent = [unit is not None and unit.kind == "share" for unit in (one, other)]
         if any(percent):
             return self._percent(gold.tree, said.tree, percent[0])
@@ -1140,6 +1157,8 @@ def mark(gold: str, prediction: str, context: Mapping[str, Any] | None = None) -
     if not stated.text.strip():
         return Mark(False, "no_answer", "", shown, stated.why)
     said = tidy(stated.text)[:MAX_EXTRACTED]
+    if not said:
+        return Mark(False, "no_answer", "", shown, "only signs without a meaning")
     if not wanted:
         return Mark(False, "bad_gold", said, shown, "the gold is empty")
     if _is_name(wanted):

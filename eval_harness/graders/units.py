@@ -89,6 +89,8 @@ def read_unit(text: str) -> Unit | None:
         if piece == "/":
             sign, last = -1, None
             continue
+        if piece.startswith("^") and match.group(1) is None:
+            return None
         if piece.startswith("^") or piece.lower() in ("squared", "cubed"):
             power = int(re.sub(r"\s", "", match.group(1))) if piece.startswith("^") else _POWER_WORDS[piece.lower()]
             if last is None or abs(power) > 6:
