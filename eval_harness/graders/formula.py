@@ -923,7 +923,19 @@ def same(a: Tree, b: Tree) -> bool:
     return all(_close(x, y, tolerance) for x, y in _trials(a, b))
 
 
+def _mirrored(node: Any) -> Any:
+    """The tree with the negative of every variable."""
+    if not isinstance(node, tuple):
+        return node
+    if node[0] == "sym" and node[1] not in CONSTANTS:
+        return ("neg", node)
+    return (node[0], *(_mirrored(part) for part in node[1:]))
+
+
 def _trials(a: Tree, b: Tree) -> Iterator[tuple[Value, Value]]:
+    bars = [any(n[:2] == ("fn", "abs") for n in walk(tree)) for tree in (a, b)]
+    if bars[0] != bars[1]:  # |x| is no x
+        a, b = _mirrored(a), _mirrored(b)
     whole = any(n[0] == "fn" and n[1] in _WHOLE for n in itertools.chain(walk(a), walk(b)))
     done = 0
     wanted = _TRIALS + 9 * whole

@@ -40,8 +40,9 @@ _EMPTY = re.compile(
     r"|(?:your |final )*answer|\\text\{\s*answer\s*\})*"
 )
 _PHRASE = re.compile(
-    r"(?:\b(?:final |correct |required )?(?:answers?|result|solutions?)\**\s*(?:to (?:the|this) (?:problem|question) )?"
-    r"(?:is|are|equals|would be|will be|=|:)|####)\s*:?\s*\**\s*:?|^[#* \t]*(?:final )?answer[* \t:]*$",
+    r"(?:\banswers?\**\s*(?:to (?:the|this) (?:problem|question) )?(?:is|are|equals|would be|will be|=|:)|####)"
+    r"\s*:?\s*\**\s*:?"
+    r"|^[#* \t]*(?:final )?answer[* \t:]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -74,10 +75,11 @@ def find_answer(text: str, finish_reason: str | None = None) -> Stated:
     tag = careful_answer(text)
     if tag:
         text, finish_reason = tag, "stop"
+    text = _own_part(text)
     boxes = _boxes(text)
     full = [box for box in boxes if not _EMPTY.fullmatch(box[2])]
     phrase = _last_phrase(text, full[-1][1] if full else 0)
-    if phrase is not None and (not full or re.search(r"\d|\$|\\", phrase)):
+    if phrase is not None and (not full or (re.search(r"\d|\$|\\", phrase) and readings(phrase))):
         return Stated(phrase)
     if full:
         return _of_boxes(text, full)
@@ -86,6 +88,16 @@ def find_answer(text: str, finish_reason: str | None = None) -> Stated:
     if tag:
         return Stated(tag)
     return _unstated(text.strip(), finish_reason)
+
+
+_NEXT = re.compile(r"\n[ \t#*]*(?:Human|User|Problem|Question|Q)[ \t]*\d*[ \t]*(?::|\.)")
+
+
+def _own_part(text: str) -> str:
+    """The text up to where a pretrained model goes on with a question of its own, if it has answered before."""
+    following = _NEXT.search(text)
+    before = text[: following.start()] if following else ""
+    return before if "\\boxed{" in before or _PHRASE.search(before) else text
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
@@ -217,6 +229,9 @@ def _unstated(text: str, finish_reason: str | None) -> Stated:
         return Stated(_sentence(sentence[first.start() :]))
     if _is_formula(sentence):
         return Stated(sentence)
+    told = re.match(r".*\b(?:is|are|get|have|obtain|gives?|equals?)\s*:?\s+(\S.*)$", sentence.rstrip(".! "))
+    if told and _is_formula(told.group(1)):
+        return Stated(told.group(1))
     numbers = list(_NUMBER.finditer(sentence))
     if len(numbers) == 1:
         number = numbers[0]
@@ -700,7 +715,9 @@ def _loose(found: list[Token]) -> tuple[Tree, Unit | None]:
         raise Unreadable("no number")
     spelled = _spelled(found[place:])
     unit = read_unit(spelled)
-    if unit is None and (len(spelled) < 4 or not re.fullmatch(r"[A-Za-z' ().]+", spelled)):
+    if len(spelled) == 1 and not found[place].blank:
+        raise Unreadable("a variable")
+    if unit is None and (not found[place].blank or len(spelled) < 4 or not re.fullmatch(r"[A-Za-z' ().]+", spelled)):
         raise Unreadable("no unit")
     return tree, unit
 
@@ -761,13 +778,17 @@ def _equation(sides: list[list[Token]], relations: list[str]) -> Any:
 
 
 def _chain(sides: list[list[Token]], relations: list[str]) -> Any:
-    """The last of equal sides; of an approximation both, the exact one first."""
+    """The last of equal sides; where it is a rounded one, the exact one as well."""
     bodies = [_read_all(side) for side in sides]
     last = bodies[-1]
-    if relations and relations[-1] == "~" and all(isinstance(body, Quantity) for body in bodies[-2:]):
+    if relations and all(isinstance(body, Quantity) for body in bodies[-2:]):
         exact, rounded = bodies[-2:]
         a, b = formula.number(exact.tree), formula.number(rounded.tree)
-        if a is not None and b is not None and abs(a - b) <= 0.02 * max(abs(a), abs(b)):
+        if a is None or b is None or a == b:
+            return last
+        if abs(a - b) > 0.02 * max(abs(a), abs(b)):
+            raise Unreadable("sides that are not equal")
+        if relations[-1] == "~" or not formula.same(exact.tree, rounded.tree):
             return replace(exact, unit=exact.unit or rounded.unit, also=(rounded.tree,))
     return last
 
