@@ -76,6 +76,7 @@ _REWRITES = [
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|strut|q?quad|enspace|thinspace)(?![A-Za-z])", " "),
+        (r"\\[hv]?phantom\s*(?:\{[^{}]*\})?", " "),
         (r"\\hspace\s*\{[^{}]*\}", " "),
         (r"(?<!\\)\\[,!;: ]", " "),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
@@ -908,6 +909,15 @@ def _tolerance(a: Tree, b: Tree) -> list[Any]:
     return Fraction(1, 10 ** (FULL_DIGITS - 1)) / 2 if max(one, other) >= FULL_DIGITS else _EXACT
 
 
+def _last_digit_differs(a: Tree, b: Tree, x: Value, y: Value) -> bool:
+    """Whether two decimals differ by half a unit of the last digit of the shorter one, or more."""
+    if x == 0 or not (isinstance(x, Fraction) and isinstance(y, Fraction)):
+        return False
+    digits = min(decimal_digits(a), decimal_digits(b))
+    leading = math.floor(_CONTEXT.log10(abs(_mp(x))))
+    return abs(x - y) * 2 >= Fraction(10) ** (leading - digits + 1)
+
+
 def same(a: Tree, b: Tree) -> bool:
     """Whether two expressions have the same value, at every trial if there are variables.
 
@@ -919,7 +929,8 @@ def same(a: Tree, b: Tree) -> bool:
     tolerance = _tolerance(a, b)
     names = symbols(a) | symbols(b)
     if not names:
-        return _close(evaluate(a), evaluate(b), tolerance)
+        x, y = evaluate(a), evaluate(b)
+        return _close(x, y, tolerance) and not (tolerance == TOLERANCE and _last_digit_differs(a, b, x, y))
     return all(_close(x, y, tolerance) for x, y in _trials(a, b))
 
 

@@ -565,18 +565,13 @@ def _special(found: list[Token]) -> Any:
     """Times of day, ratios, numbers in a base, half-open intervals behind a letter; None: none of these."""
     kinds = [token.kind for token in found]
     texts = [token.text for token in found]
-    if (
-        kinds[:1] == ["num"]
-        and ":" in kinds
-        and all(k == ("num" if i % 2 == 0 else ":") for i, k in enumerate(kinds[:3]))
-    ):
-        half = re.sub(r"[^apm]", "", "".join(texts[3:] if kinds[3:4] != [":"] else ["x"]).lower())
-        if len(found) == 3 or half in ("am", "pm"):
-            clock = re.fullmatch(r"\d{1,2}", texts[0]) and re.fullmatch(r"\d\d", texts[2])
-            return Clock((found[0].value, found[2].value), half or ("?" if clock else ""))
-        if all(k == ("num" if i % 2 == 0 else ":") for i, k in enumerate(kinds)):
-            return Clock(tuple(token.value for token in found[::2]))
-    based = re.fullmatch(r"\(?(\d+)\)?_\{?\(?(\w+)\)?\}?", "".join(texts))
+    told = re.fullmatch(r"([\d.]+(?::[\d.]+)+)(.*)", "".join(texts))
+    if told:
+        parts, half = told[1].split(":"), re.sub(r"[^apm]", "", told[2].lower())
+        clock = re.fullmatch(r"\d{1,2}(:\d\d){1,2}", told[1])
+        if not told[2] or (clock and half in ("am", "pm")):
+            return Clock(tuple(Fraction(part.rstrip(".")) for part in parts), half or ("?" if clock else ""))
+    based = re.fullmatch(r"\(?(-?\d+)\)?_\{?\(?(\w+)\)?\}?", "".join(texts))
     if based and "_" in kinds:
         base = _base(based[2])
         return None if base is None else Based(based[1], base)
@@ -784,7 +779,7 @@ def _chain(sides: list[list[Token]], relations: list[str]) -> Any:
     if relations and all(isinstance(body, Quantity) for body in bodies[-2:]):
         exact, rounded = bodies[-2:]
         a, b = formula.number(exact.tree), formula.number(rounded.tree)
-        if a is None or b is None or a == b:
+        if a is None or b is None or a == b or exact.unit != rounded.unit:
             return last
         if abs(a - b) > 0.02 * max(abs(a), abs(b)):
             raise Unreadable("sides that are not equal")
@@ -917,7 +912,7 @@ class _Comparison:
         if self.steps > 4000:
             raise Unreadable("too much to compare")
         if isinstance(gold, Words) or isinstance(said, Words):
-            return isinstance(gold, Words) and isinstance(said, Words) and bool(gold.text) and gold.raw == said.raw
+            return isinstance(gold, Words) and isinstance(said, Words) and _same_words(gold, said)
         if isinstance(gold, Named) or isinstance(said, Named):
             return self._named(gold, said)
         if isinstance(gold, Region) or isinstance(said, Region):
@@ -1078,6 +1073,16 @@ def _sized(tree: Tree, unit: Unit) -> Tree:
     return ("mul", tree, size)
 
 
+def _same_words(gold: Words, said: Words) -> bool:
+    if not gold.text or gold.raw == said.raw:
+        return bool(gold.text)
+    if not re.fullmatch(r"\(?\\text\{[\w\s,.()]*\}\)?,?", gold.raw):
+        return False
+    one, other = gold.text.split(), said.text.split()
+    letters = all(len(word) == 1 for word in one)  # "A, C": a list without an order
+    return one == other or (letters and sorted(one) == sorted(word for word in other if word != "and"))
+
+
 def _names_agree(gold: Named, said: Named) -> bool:
     one, other = gold.name, said.name
     if one[0] == "call" or other[0] == "call":
@@ -1117,8 +1122,18 @@ def _same_digits(gold: Any, said: Any) -> bool:
     if not isinstance(gold, Based):
         return False
     if isinstance(said, Quantity):
-        return said.unit is None and gold.digits.isdigit() and said.tree == ("num", Fraction(int(gold.digits)), 0)
-    return isinstance(said, Based) and gold.base == said.base and gold.digits.lstrip("0") == said.digits.lstrip("0")
+        return said.unit is None and _is_whole(said.tree, gold.digits)
+    return isinstance(said, Based) and gold.base == said.base and _plain_digits(gold) == _plain_digits(said)
+
+
+def _plain_digits(based: Based) -> str:
+    return re.sub(r"^(-?)0+(?=.)", r"\1", based.digits)
+
+
+def _is_whole(tree: Tree, digits: str) -> bool:
+    if not digits.lstrip("-").isdigit() or formula.symbols(tree) or formula.decimal_digits(tree):
+        return False
+    return formula.same(tree, ("num", Fraction(int(digits)), 0))
 
 
 def _same_clock(gold: Clock, said: Clock) -> bool:
@@ -1131,8 +1146,9 @@ def _same_clock(gold: Clock, said: Clock) -> bool:
 
 
 def _minutes_of(clock: Clock) -> Fraction:
-    hours = clock.parts[0] % 12 if clock.half in ("am", "pm") else clock.parts[0]
-    return (hours + (12 if clock.half == "pm" else 0)) * 60 + clock.parts[1]
+    hours, *rest = clock.parts
+    hours = hours % 12 + (12 if clock.half == "pm" else 0) if clock.half in ("am", "pm") else hours
+    return hours * 60 + sum(part / 60**i for i, part in enumerate(rest))
 
 
 # --- the mark ------------------------------------------------------------------------------------------------------
@@ -1228,7 +1244,7 @@ _NAME = re.compile(
 
 
 def _is_name(gold: str) -> bool:
-    return _NAME.fullmatch(gold) is not None
+    return _NAME.fullmatch(gold.strip(" (),.")) is not None
 
 
 def _words_mark(wanted: str, text: str, said: str, shown: str) -> Mark:
