@@ -208,7 +208,8 @@ def test_a_run_says_where_its_numbers_come_from(random_checkpoint, own_data_root
     aime = found["benchmarks"]["aime24"]
     assert aime["data"] == {"kind": "local", "file": "aime_2024.jsonl", "content_hash": content}
     assert aime["grader"]["name"] == "math_expression_gold" and aime["grader"]["version"] == 1
-    assert set(aime["grader"]["packages"]) == {"lighteval", "math-verify", "latex2sympy2_extended", "sympy"}
+    assert aime["grader"]["strict"] == {"name": "strict_math", "version": 1}
+    assert set(aime["grader"]["packages"]) == {"lighteval", "math-verify", "latex2sympy2_extended", "sympy", "mpmath"}
     assert aime["prompts_hash"] == run.benchmarks["aime24"].prompts_hash
     assert found["benchmarks"]["tiny_sums"]["data"]["kind"] == "generated"
     assert found["decoding"] == {"checkpoint": {"temperature": 0.5}, "overrides": {"max_new_tokens": 4}}

@@ -138,8 +138,10 @@ def _plain_signs(text: str) -> str:
         elif unicodedata.decomposition(char).startswith("<fraction>"):
             top, _, bottom = unicodedata.normalize("NFKC", char).partition("\u2044")
             out.append(f"\\frac{{{top}}}{{{bottom}}}" if bottom else char)
+        elif "\uff00" <= char <= "\uffef":
+            out.append(unicodedata.normalize("NFKC", char))
         else:
-            out.append(unicodedata.normalize("NFKC", char) if "\uff00" <= char <= "\uffef" else char)
+            out.append("\ufffd" if char.isdecimal() and not char.isascii() else char)  # digits of another script
     return "".join(out).replace("\u2044", "/")
 
 
