@@ -355,6 +355,15 @@ def test_verify_says_what_is_another_version_now(finished, tmp_path, capsys, mon
     assert set(graders.VERSIONS) == set(graders.GRADERS)
 
 
+def test_verify_says_that_an_earlier_record_has_another_strict_rule(finished, tmp_path, capsys):
+    old = _forge(finished, tmp_path / "old", "run.json", "{", "{")
+    raw = json.loads((old / "run.json").read_text(encoding="utf-8"))
+    assert raw["provenance"]["benchmarks"]["tiny_sums"]["grader"].pop("strict") == {"name": "strict_math", "version": 1}
+    records.write_json(old / "run.json", raw)
+    assert main(["verify", str(old)]) == 0
+    assert "; versions differ: strict rule of the grader -> strict_math 1\n" in capsys.readouterr().out
+
+
 def test_records_of_version_2_are_read_and_verified(finished, tmp_path):
     copy = _forge(finished, tmp_path / "copy", "run.json", '"schema_version": 4', '"schema_version": 2')
     raw = json.loads((copy / "run.json").read_text(encoding="utf-8"))

@@ -12,11 +12,13 @@ import own_data
 import pytest
 from strict_pairs import neighbours, respelled
 
+from eval_harness import runner
 from eval_harness.__main__ import main
 from eval_harness.graders import base
 from eval_harness.graders.formula import Unreadable, evaluate, parse, tidy, tokens
 from eval_harness.graders.strict_math import find_answer, mark
 from eval_harness.graders.units import read_unit
+from eval_harness.records import Item
 from eval_harness.sources import read_jsonl
 
 CASES = Path(__file__).parent / "cases"
@@ -238,6 +240,13 @@ def test_question_and_end_reach_the_rule_alone():
     known = {"question": "How many?", "finish_reason": None}
     assert base.context_for("math_latex_gold", {"level": 1}, **known) == {"level": 1, "question": "How many?"}
     assert base.context_for("number", {}, **known) == {}
+
+
+def test_a_run_hands_both_over():
+    item = Item(item_id="0", prompt="How many percent?", gold="$20$")
+    found = runner._answers("math_latex_gold", item, [("20", "stop")])
+    assert found == [("$20$", "20", {"question": "How many percent?", "finish_reason": "stop"})]
+    assert runner._answers("number", item, [("20", "stop")]) == [("$20$", "20")]
 
 
 def test_both_rules_mark_an_answer(grading_pool):

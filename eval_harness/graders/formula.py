@@ -25,6 +25,7 @@ from mpmath import MPContext, libmp
 MAX_CHARACTERS = 2000
 """Of an answer that is read as a formula; longer ones are compared as text."""
 _MAX_DEPTH = 40
+_MAX_BRACKETS = 60
 _MAX_NODES = 600
 _MAX_BITS = 1 << 15
 """Of a whole number or fraction that is computed exactly."""
@@ -190,14 +191,22 @@ class Token:
     """White space before it."""
 
 
+def _deepest(text: str) -> int:
+    """Most brackets that are open at once."""
+    steps = ((char in "([{") - (char in ")]}") for char in text)
+    return max(itertools.accumulate(steps), default=0)
+
+
 def tokens(text: str) -> list[Token]:
     """Tokens of a tidy text.
 
     Raises:
-        Unreadable: too long, or a number of too many digits.
+        Unreadable: too long, nested too deeply, or a number of too many digits.
     """
     if len(text) > MAX_CHARACTERS:
         raise Unreadable("too long")
+    if _deepest(text) > _MAX_BRACKETS:
+        raise Unreadable("nested too deeply")
     found: list[Token] = []
     blank = False
     for match in _TOKEN.finditer(text):
@@ -947,14 +956,14 @@ def _mirrored(node: Any) -> Any:
 
 def _trials(a: Tree, b: Tree) -> Iterator[tuple[Value, Value]]:
     bars = [any(n[:2] == ("fn", "abs") for n in walk(tree)) for tree in (a, b)]
-    if bars[0] != bars[1]:  # |x| is no x
-        a, b = _mirrored(a), _mirrored(b)
+    pairs = [(a, b), (_mirrored(a), _mirrored(b))] if bars[0] != bars[1] else [(a, b)]  # |x| is no x
     whole = any(n[0] == "fn" and n[1] in _WHOLE for n in itertools.chain(walk(a), walk(b)))
     done = 0
     wanted = _TRIALS + 9 * whole
     for trial in range(3 * wanted):
         try:
-            pair = evaluate(a, trial, whole), evaluate(b, trial, whole)
+            one, other = pairs[trial % len(pairs)]
+            pair = evaluate(one, trial, whole), evaluate(other, trial, whole)
         except Unreadable:
             continue
         yield pair
