@@ -170,6 +170,7 @@ def test_why_nothing_is_stated(text, why):
         ("square feet", "m^2", "145161/1562500"),  # 0.3048^2 = 0.09290304
         ("\\text{km}/\\text{h}", "m s^-1", "5/18"),  # 1000 m in 3600 s
         ("\\text{erg} \\cdot \\text{s}^{-1}", "kg m^2 s^-3", "1/10000000"),
+        ("kmh", "m s^-1", "5/18"),
         ("cents", "money", "1/100"),
     ],
 )
@@ -223,6 +224,25 @@ def test_what_is_too_large_is_refused_at_once(text):
     assert not found.correct
     assert mark(f"${text}$", f"\\boxed{{{text}}}").reason in ("match", "no_answer")  # the same text all the same
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("(" * 61 + "1" + ")" * 61, "nested"),
+        ("2^{10^8}\\sqrt{2}", "power"),
+        ("10001!", "factorial"),
+        ("1+" * 1001, "long"),
+    ],
+)
+def test_bounds(text, why):
+    with pytest.raises(Unreadable, match=why):
+        evaluate(parse(tokens(text)))
+
+
+def test_another_unit_is_a_reason_of_its_own():
+    assert mark(r"5 \text{ km}", r"\boxed{5 \text{ kg}}").reason == "wrong_unit"
+    assert mark(r"5 \text{ km}", r"\boxed{6 \text{ km}}").reason == "mismatch"
 
 
 # --- how it is wired in --------------------------------------------------------------------------------------------
