@@ -240,6 +240,12 @@ def test_bounds(text, why):
         evaluate(parse(tokens(text)))
 
 
+def test_brackets_are_counted_before_anything_is_read():
+    with pytest.raises(Unreadable, match="nested"):
+        tokens("(" * 61)
+    assert len(tokens("(" * 60)) == 60
+
+
 def test_another_unit_is_a_reason_of_its_own():
     assert mark(r"5 \text{ km}", r"\boxed{5 \text{ kg}}").reason == "wrong_unit"
     assert mark(r"5 \text{ km}", r"\boxed{6 \text{ km}}").reason == "mismatch"
