@@ -356,7 +356,7 @@ _FACTORS = {
 _OPEN, _CLOSE = frozenset({"(", "[", "{", "\\{"}), frozenset({")", "]", "}", "\\}"})
 
 
-@lru_cache(8192)
+@lru_cache(1024)
 def read(text: str) -> tuple[Any, ...]:
     """What a text may mean, the likeliest first; ``Words`` when it cannot be read.
 
