@@ -162,7 +162,8 @@ _ACCENTS = frozenset(_MARKS.split())
 _ENGLISH = """or and thus hence therefore where since because when with for then but not neither nor either between
     unless maybe perhaps possibly probably about approximately around roughly nearly exactly only the are equal
     equals value less more greater fewer than least most over under above below from till until through which that
-    million billion trillion thousand hundred dozen squared cubed factorial base any all none"""
+    million billion trillion thousand hundred dozen squared cubed factorial base any all none clearly simply just
+    indeed obviously"""
 WORDS = frozenset(_ENGLISH.split())
 """Words that are no product of variables."""
 _SHORT = frozenset({"at", "it", "an", "is", "be", "no", "we", "if", "so", "of", "to"})

@@ -346,7 +346,7 @@ _UNCLEAR = """not neither nor either between unless maybe perhaps possibly proba
     least most over under above below from till until through none no any"""
 _NO_STATEMENT = frozenset(_UNCLEAR.split())
 _EMPTY_WORDS = """the is are be equal equals value of it an exactly only answer all about approximately around
-    roughly nearly"""
+    roughly nearly clearly simply just indeed obviously"""
 _FILLERS = frozenset(_EMPTY_WORDS.split())
 _REASONS = frozenset({"since", "because", "which"})
 _CUTS = _REASONS | frozenset({"where", "when", "if", "with", "for", "that", "but"})
@@ -408,6 +408,8 @@ def _trimmed(found: list[Token]) -> list[Token]:
         found = found[1:]
     while len(found) > 2 and found[0].kind == "{" and _closing(found, 0) == len(found) - 1:
         found = found[1:-1]
+    if len(found) == 1 and found[0].kind == "text" and re.fullmatch("[A-Za-z]", found[0].text):
+        return [Token("sym", found[0].text)]
     if found and found[0].kind == "text" and found[0].text == "dollars":
         found = [*found[1:], found[0]]
     if len(found) > 1 and found[0].kind in "+-" and found[1].kind == "text" and found[1].text == "dollars":
@@ -643,6 +645,7 @@ def _explicit_unit(found: list[Token]) -> tuple[list[Token], Unit | None]:
         after = found[i + 1] if i + 1 < len(found) else token
         per = kind == "/" and after.kind == "text" and not any(t.kind == "/" for t in found[i + 1 :])
         degree = kind == "^" and i + 1 < len(found) and found[i + 1].text == "\\circ"
+        degree = degree and not any(t.kind == "fn" for t in found[:i])  # "\sin 45^\circ"
         primes = kind in ("'", '"') and i > 0 and found[i - 1].kind in ("num", "}")
         raised = kind == "^" and i + 1 < len(found) and found[i + 1].kind == "{" and "'" in _spelled(found[i:])
         begins = (
