@@ -14,6 +14,7 @@ from eval_harness.interop import commands as interop
 
 if TYPE_CHECKING:
     from eval_harness.graders import Verdict
+    from eval_harness.graders.pool import Answer, GradingPool
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--input", required=True, type=Path, help="rows may also hold what the grader knows of an item (choices, ...)"
     )
     grade.add_argument("--output", required=True, type=Path, help="the rows with their marks")
+    grade.add_argument("--explain", action="store_true", help="print what each rule read of every answer, and why")
     grade.add_argument(
         "--deadline", type=float, metavar="SECONDS", help="of computing for one answer; past it, it is a timeout: wrong"
     )
@@ -252,7 +254,7 @@ def _scored(score: dict[str, float], single: dict[str, float] | None, samples: i
 
 def _grade(args: argparse.Namespace) -> int:
     from eval_harness.benchmarks import get_benchmark
-    from eval_harness.graders.base import CONTEXT_KEYS, UNFINISHED
+    from eval_harness.graders.base import CONTEXT_KEYS, UNFINISHED, rule_names
     from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
     from eval_harness.records import write_whole
     from eval_harness.sources import read_jsonl
@@ -273,7 +275,10 @@ def _grade(args: argparse.Namespace) -> int:
     answers = [(row["gold"], row["prediction"], {key: row[key] for key in sorted(known & row.keys())}) for row in rows]
     with GradingPool(deadline=args.deadline or DEADLINE_SECONDS) as pool:
         verdicts = pool.grade(benchmark.grader, answers)
-    graded = [row | _marks(verdict, args.rule) for row, verdict in zip(rows, verdicts, strict=True)]
+        if args.explain:
+            _explain(pool, benchmark.grader, answers, verdicts)
+    names = rule_names(benchmark.grader)
+    graded = [row | _marks(verdict, args.rule, names) for row, verdict in zip(rows, verdicts, strict=True)]
     write_whole(args.output, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in graded))
 
     def summary(suffix: str, rule: str) -> str:
@@ -293,22 +298,41 @@ def _grade(args: argparse.Namespace) -> int:
     return 0
 
 
-def _marks(verdict: Verdict, rule: str) -> dict[str, Any]:
+def _explain(pool: GradingPool, grader: str, answers: list[Answer], verdicts: list[Verdict]) -> None:
+    """Print what each rule read of every answer, and of the gold where the strict rule is that of mathematics."""
+    from eval_harness.graders.base import STRICT_MATH, rule_names
+
+    names = rule_names(grader)
+    readings = pool.grade("eval_harness.graders.strict_math:Explainer", answers) if grader in STRICT_MATH else []
+    for number, verdict in enumerate(verdicts, start=1):
+        told = _marks(verdict, "both", names)
+        for suffix in ("", "_strict"):
+            word = "right" if told["correct" + suffix] else "wrong"
+            reason, read = told["reason" + suffix], told["extracted" + suffix]
+            line = (
+                f"row {number}, {told['rule' + suffix]}: {word} ({reason}); read {'nothing' if read is None else read}"
+            )
+            if suffix and readings:
+                line += f"; gold {readings[number - 1].extracted}; {readings[number - 1].reason_strict}"
+            print(line)
+
+
+def _marks(verdict: Verdict, rule: str, names: tuple[str, str]) -> dict[str, Any]:
     """What ``grade`` writes of a verdict; marks are null where there is no gold to judge by."""
     reason_strict = verdict.reason_strict or verdict.reason
     read = None if reason_strict == "no_answer" else verdict.extracted_strict or verdict.extracted
     published = (verdict.correct, verdict.score, verdict.extracted, verdict.reason)
     strict = (verdict.correct_strict, verdict.score_strict, read, reason_strict)
     marks: dict[str, Any] = {}
-    for suffix, (correct, score, extracted, reason) in (
-        ("", strict if rule == "strict" else published),
-        *([("_strict", strict)] if rule == "both" else []),
+    for suffix, name, (correct, score, extracted, reason) in (
+        ("", names[1], strict) if rule == "strict" else ("", names[0], published),
+        *([("_strict", names[1], strict)] if rule == "both" else []),
     ):
         judged = reason != "bad_gold"
         marks["correct" + suffix] = correct if judged else None
         if score is not None:
             marks["score" + suffix] = score if judged else None
-        marks |= {"extracted" + suffix: extracted, "reason" + suffix: reason}
+        marks |= {"extracted" + suffix: extracted, "reason" + suffix: reason, "rule" + suffix: name}
     return marks | {"gold_fallback": verdict.gold_fallback, "flags": list(verdict.flags), "extra": verdict.extra}
 
 

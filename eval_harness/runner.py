@@ -31,7 +31,7 @@ from eval_harness.engines.openai import OpenAIEngine, check_settings, server_of
 from eval_harness.engines.parallel import EngineGroup, placements
 from eval_harness.engines.shared import SharedEngine
 from eval_harness.errors import UserError, disk_told, unknown
-from eval_harness.graders.base import UNFINISHED, Verdict, grader_identity
+from eval_harness.graders.base import UNFINISHED, Verdict, context_for, grader_identity
 from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
 from eval_harness.images import ImageError, decode
 from eval_harness.locks import LOCK, OWNER, locked
@@ -610,7 +610,10 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
             for result in process.generate(_requests(tasks, pending, plain, unreadable)):
                 name, item_id = json.loads(result.key)
                 task, item = by_name[name], items[name, item_id]
-                future = pool.grade_async(task.benchmark.grader, _answers(item, (c.text for c in result.completions)))
+                future = pool.grade_async(
+                    task.benchmark.grader,
+                    _answers(task.benchmark.grader, item, ((c.text, c.finish_reason) for c in result.completions)),
+                )
                 in_flight += 1
                 future.add_done_callback(
                     lambda f, task=task, item=item, result=result: graded.put((task, item, result, f))
@@ -632,10 +635,10 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
     )
 
 
-def _answers(item: Item, texts) -> list[tuple]:
-    """Completions of an item as the grading pool takes them."""
-    context = (item.context,) if item.context else ()
-    return [(item.gold, text, *context) for text in texts]
+def _answers(grader: str, item: Item, said: Iterable[tuple[str, str | None]]) -> list[tuple]:
+    """Completions of an item, each with the reason why it ended, as the grading pool takes them."""
+    known = [(text, context_for(grader, item.context, question=item.prompt, finish_reason=why)) for text, why in said]
+    return [(item.gold, text, context) if context else (item.gold, text) for text, context in known]
 
 
 def _requests(
@@ -859,7 +862,8 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
     known = run.provenance.get("benchmarks", {}).get(name, {})
     problems = _misfits(items, samples, result, known)
     scored = [s for s in samples if s.status == "scored" and s.item_id in by_id]
-    answers = [answer for s in scored for answer in _answers(by_id[s.item_id], [s.completion])]
+    told = ((by_id[s.item_id], [(s.completion, s.finish_reason)]) for s in scored)
+    answers = [answer for item, said in told for answer in _answers(benchmark.grader, item, said)]
     verdicts = pool.grade(benchmark.grader, answers)
     changed = sum(_marks(s) != _marks(v) for s, v in zip(scored, verdicts, strict=True))
     regraded = None
@@ -918,8 +922,15 @@ def _other_versions(run: RunRecord, name: str, benchmark: Benchmark, result: Ben
     }
     pairs = [("benchmark", result.version, benchmark.version), ("grader", then["name"], now["name"])]
     pairs += [("grader version", then["version"], now["version"])]
+    pairs += [("strict rule", *(_rule(identity, now) for identity in (then, now)))]
     pairs += [(package, then["packages"].get(package), version) for package, version in now["packages"].items()]
     return [f"{what} {old} -> {new}" for what, old, new in pairs if old is not None and old != new]
+
+
+def _rule(identity: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The strict rule that a grader's identity names; earlier records name none."""
+    rule = identity.get("strict")
+    return f"{rule['name']} {rule['version']}" if rule else "of the grader" if "strict" in now else None
 
 
 def _comparable_keys(run: RunRecord) -> tuple[str, ...]:

@@ -208,7 +208,8 @@ def test_a_run_says_where_its_numbers_come_from(random_checkpoint, own_data_root
     aime = found["benchmarks"]["aime24"]
     assert aime["data"] == {"kind": "local", "file": "aime_2024.jsonl", "content_hash": content}
     assert aime["grader"]["name"] == "math_expression_gold" and aime["grader"]["version"] == 1
-    assert set(aime["grader"]["packages"]) == {"lighteval", "math-verify", "latex2sympy2_extended", "sympy"}
+    assert aime["grader"]["strict"] == {"name": "strict_math", "version": 1}
+    assert set(aime["grader"]["packages"]) == {"lighteval", "math-verify", "latex2sympy2_extended", "sympy", "mpmath"}
     assert aime["prompts_hash"] == run.benchmarks["aime24"].prompts_hash
     assert found["benchmarks"]["tiny_sums"]["data"]["kind"] == "generated"
     assert found["decoding"] == {"checkpoint": {"temperature": 0.5}, "overrides": {"max_new_tokens": 4}}
@@ -352,6 +353,15 @@ def test_verify_says_what_is_another_version_now(finished, tmp_path, capsys, mon
     assert ": reproduced;" in told
     assert f"; versions differ: grader version 1 -> 2, math-verify 0.0.1 -> {package}" in told
     assert set(graders.VERSIONS) == set(graders.GRADERS)
+
+
+def test_verify_says_that_an_earlier_record_has_another_strict_rule(finished, tmp_path, capsys):
+    old = _forge(finished, tmp_path / "old", "run.json", "{", "{")
+    raw = json.loads((old / "run.json").read_text(encoding="utf-8"))
+    assert raw["provenance"]["benchmarks"]["tiny_sums"]["grader"].pop("strict") == {"name": "strict_math", "version": 1}
+    records.write_json(old / "run.json", raw)
+    assert main(["verify", str(old)]) == 0
+    assert "; versions differ: strict rule of the grader -> strict_math 1\n" in capsys.readouterr().out
 
 
 def test_records_of_version_2_are_read_and_verified(finished, tmp_path):

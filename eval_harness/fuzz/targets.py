@@ -77,6 +77,7 @@ def _parsers() -> dict[str, Target]:
     draws = {
         "tags": generate.text_input,
         "read_quantity": generate.text_input,
+        "strict_math": generate.text_input,
         "boxes": generate.text_input,
         "jsonl": generate.file_input(_ROWS, lines=True),
         "annotation": generate.file_input(_ANNOTATIONS, lines=False),
@@ -177,6 +178,18 @@ def _parse_read_quantity(text: str) -> Any:
         assert found.equals(found), "a quantity differs from itself"
         assert math.isfinite(found.size) and found.size > 0
     return found
+
+
+def _parse_strict_math(text: str) -> Any:
+    from eval_harness.graders import strict_math
+
+    found = strict_math.mark("7", text)
+    assert found.correct is (found.reason == "match") and found.reason in STRICT_REASONS
+    assert len(found.said) <= MAX_EXTRACTED and (found.reason == "no_answer") is (found.said == "")
+    stated = strict_math.find_answer(text).text
+    for reading in strict_math.readings(stated):
+        assert strict_math.equal(reading, reading) is not False, f"{reading} differs from itself"
+    return stated
 
 
 def _parse_boxes(text: str) -> Any:

@@ -77,24 +77,52 @@ VERSIONS = dict.fromkeys(GRADERS, 1)
 """Name -> version, raised when a grader's own rule changes so that a mark can change. Stored in run records."""
 _SYMBOLIC = ("lighteval", "math-verify", "latex2sympy2_extended", "sympy")
 _LIBRARIES = {
-    **dict.fromkeys(("math_expression_gold", "math_latex_gold"), _SYMBOLIC),
-    **dict.fromkeys(
-        ("boxed", "boxed_in_place", "boxed_answer", "choice", "number", "default_extraction"), _SYMBOLIC[1:]
-    ),
+    **dict.fromkeys(("math_expression_gold", "math_latex_gold"), (*_SYMBOLIC, "mpmath")),
+    "boxed": (*_SYMBOLIC[1:], "mpmath"),
+    **dict.fromkeys(("boxed_in_place", "boxed_answer", "choice", "number", "default_extraction"), _SYMBOLIC[1:]),
 }
 """Packages that decide a grader's marks together with it."""
 
 LIGHTEVAL = frozenset({"math_expression_gold", "math_latex_gold"})
 """Graders that import lighteval, which takes longer than all the rest."""
 
-CONTEXT_KEYS = {"choice": ("choices",), "box": ("width", "height", "polygons", "gold_box")}
+STRICT_RULE = {"name": "strict_math", "version": 1}
+"""The strict rule of the mathematics graders (:mod:`eval_harness.graders.strict_math`), stored beside the grader; its
+version is raised when one of its marks can change. Every other grader's strict rule goes by the grader's version."""
+STRICT_MATH = frozenset({"math_expression_gold", "math_latex_gold", "boxed"})
+"""Graders whose strict mark comes from it: those of benchmarks. ``boxed_in_place`` and ``boxed_answer`` are rewards."""
+
+CONTEXT_KEYS = {
+    "choice": ("choices",),
+    "box": ("width", "height", "polygons", "gold_box"),
+    **dict.fromkeys(STRICT_MATH, ("question", "finish_reason")),
+}
 """What each grader looks for in the context."""
 
 
+def context_for(grader: str, context: Mapping[str, Any], **known: str | None) -> dict[str, Any]:
+    """An item's context with what else is known of an answer, where the grader looks for it.
+
+    Args:
+        grader: its name.
+        context: of the item.
+        known: ``question`` and ``finish_reason``, None where unknown.
+    """
+    keys = CONTEXT_KEYS.get(grader, ())
+    return {**context, **{key: value for key, value in known.items() if key in keys and value is not None}}
+
+
 def grader_identity(name: str) -> dict[str, Any]:
-    """Name, version and the versions of the packages that decide a grader's marks, for a record."""
+    """Name, version, strict rule if it has a version of its own, and packages that decide the marks, for a record."""
     libraries = {package: metadata.version(package) for package in _LIBRARIES.get(name, ())}
-    return {"name": name, "version": VERSIONS[name], "packages": libraries}
+    strict = {"strict": STRICT_RULE} if name in STRICT_MATH else {}
+    return {"name": name, "version": VERSIONS[name], **strict, "packages": libraries}
+
+
+def rule_names(name: str) -> tuple[str, str]:
+    """The published and the strict rule of a grader, each with its version: ``number 1, published``."""
+    strict = STRICT_RULE if name in STRICT_MATH else {"name": name, "version": VERSIONS[name]}
+    return f"{name} {VERSIONS[name]}, published", f"{strict['name']} {strict['version']}, strict"
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Math answers: the published evaluation rule, its strict companion, and the accuracy reward.
+"""Math answers: the published evaluation rule and the accuracy reward.
 
 Evaluation (:class:`ExtractiveMatch`) is lighteval's multilingual extractive match as open-rs configures it: English;
 predictions by plain expression and LaTeX with boxes first; fallback to the first match's text; any match; precision 5;
@@ -15,11 +15,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from eval_harness.graders.base import Grader, Verdict
+from eval_harness.graders.base import STRICT_MATH, Grader, Verdict
+from eval_harness.graders.strict_math import Mark
+from eval_harness.graders.strict_math import mark as strict_mark
 
 PRECISION = 5
 STEP_SECONDS = 5
@@ -41,8 +44,7 @@ class ExtractiveMatch:
     """lighteval's extractive match with the configuration of the published math evaluation.
 
     A gold that extraction cannot read (409 bare golds of OlympiadBench) is compared as raw text: that is the published
-    behaviour, flagged as ``gold_fallback``. The strict verdict reads such a gold as LaTeX in a box, so ``2`` accepts
-    ``2.0`` and ``1/2`` accepts ``\\frac{1}{2}``; for every other gold the two rules agree.
+    behaviour, flagged as ``gold_fallback``. The strict mark is :mod:`eval_harness.graders.strict_math`'s.
 
     Args:
         gold_as_latex: the gold is read as LaTeX, otherwise as a plain expression.
@@ -69,17 +71,22 @@ class ExtractiveMatch:
         fallback = not golds
         answers = self._extract(prediction, self._prediction_patterns)
         extracted = str(answers[-1])[:_MAX_EXTRACTED] if answers else None
-        if not answers:
-            return Verdict(False, False, None, "no_answer", fallback)
-        correct = _equal(golds or [gold], answers)
-        strict = correct
-        if fallback and not correct:
-            strict = _equal(self._extract(rf"$\boxed{{{gold.strip()}}}$", self._prediction_patterns), answers)
-        return Verdict(correct, strict, extracted, "match" if correct else "mismatch", fallback)
+        correct = bool(answers) and bool(
+            _lighteval().compare(golds or [gold], answers, PRECISION, timeout_seconds=STEP_SECONDS)
+        )
+        reason = "match" if correct else "mismatch" if answers else "no_answer"
+        published = Verdict(correct, correct, extracted, reason, gold_fallback=fallback)
+        return _with_strict(published, strict_mark(gold, prediction, context))
 
 
-def _equal(golds: list, answers: list) -> bool:
-    return bool(_lighteval().compare(golds, answers, PRECISION, timeout_seconds=STEP_SECONDS))
+def _with_strict(published: Verdict, strict: Mark) -> Verdict:
+    """The verdict of the published rule with the strict rule's mark."""
+    return replace(
+        published,
+        correct_strict=strict.correct,
+        extracted_strict=strict.said if strict.said and strict.said != published.extracted else None,
+        reason_strict=strict.reason if strict.reason != published.reason else None,
+    )
 
 
 class BoxedAccuracy:
@@ -96,16 +103,17 @@ class BoxedAccuracy:
         bare_gold: the gold is the answer itself (``42``): it is put into a box and read with math-verify's default
             extraction, LaTeX and plain expressions, as the release does for SimpleRL-Zoo. The release writes the box
             without braces and with a second backslash; of 1,869 MATH golds all but the empty one read the same.
+        strict: the strict mark is :mod:`eval_harness.graders.strict_math`'s; otherwise it is the same mark.
     """
 
-    def __init__(self, boxed: str | bool = "all", bare_gold: bool = False) -> None:
+    def __init__(self, boxed: str | bool = "all", bare_gold: bool = False, strict: bool = False) -> None:
         import math_verify
         from latex2sympy2_extended import NormalizationConfig
 
         logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs a traceback per unparsable answer
         self._lib = math_verify
         self._gold_config = [math_verify.LatexExtractionConfig()]
-        self._bare_gold = bare_gold
+        self._bare_gold, self._strict = bare_gold, strict
         if bare_gold:
             self._gold_config.append(math_verify.ExprExtractionConfig())
         self._prediction_config = [
@@ -119,7 +127,11 @@ class BoxedAccuracy:
         ]
 
     def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
-        """Mark one answer; the strict rule is the same rule."""
+        """Mark one answer."""
+        verdict = self._published(gold, prediction)
+        return _with_strict(verdict, strict_mark(gold, prediction, context)) if self._strict else verdict
+
+    def _published(self, gold: str, prediction: str) -> Verdict:
         golds = self._parse(rf"$\boxed{{{gold}}}$" if self._bare_gold else gold, self._gold_config)
         if not golds:
             return Verdict(False, False, None, "no_answer", gold_fallback=True)
@@ -138,5 +150,6 @@ class BoxedAccuracy:
 def build(name: str) -> Grader:
     """The grader of that name; used by :func:`eval_harness.graders.get_grader`."""
     if name in ("boxed", "boxed_in_place", "boxed_answer"):
-        return BoxedAccuracy(True if name == "boxed_in_place" else "all", bare_gold=name == "boxed_answer")
+        in_place, bare = name == "boxed_in_place", name == "boxed_answer"
+        return BoxedAccuracy(True if in_place else "all", bare_gold=bare, strict=name in STRICT_MATH)
     return ExtractiveMatch(gold_as_latex=name != "math_expression_gold")

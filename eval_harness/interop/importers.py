@@ -23,7 +23,7 @@ import xxhash
 from eval_harness import provenance, records
 from eval_harness.benchmarks import Benchmark, get_benchmark
 from eval_harness.errors import UserError, unknown
-from eval_harness.graders.base import Verdict
+from eval_harness.graders.base import Verdict, context_for
 from eval_harness.graders.pool import GradingPool, shared_pool
 from eval_harness.records import BenchmarkResult, Decoding, Item, RunRecord, Sample
 from eval_harness.runner import averages, summarise
@@ -589,10 +589,13 @@ def _records_of(
         for i, answer in enumerate([*matched.rows[item.item_id].answers, *[absent] * most][:most])
     ]
     graded = [(item, i, a) for item, i, a in answers if a.text is not None]
-    context = [(item.gold, a.text, *([item.context] if item.context else [])) for item, _, a in graded]
+    grader = benchmark.grader
+    context = [
+        (item.gold, a.text, context_for(grader, item.context, question=item.prompt, finish_reason=a.finish_reason))
+        for item, _, a in graded
+    ]
     verdicts = {
-        (item.item_id, i): verdict
-        for (item, i, _), verdict in zip(graded, pool.grade(benchmark.grader, context), strict=True)
+        (item.item_id, i): verdict for (item, i, _), verdict in zip(graded, pool.grade(grader, context), strict=True)
     }
     seeds = {item_id: row.seed for item_id, row in matched.rows.items()}
     return asked, [

@@ -24,6 +24,7 @@ from lighteval.tasks.lighteval_task import LightevalTaskConfig
 from lighteval.tasks.requests import Doc, SamplingMethod
 
 from eval_harness.benchmarks import Benchmark, all_benchmarks, get_benchmark
+from eval_harness.graders.base import context_for
 from eval_harness.graders.pool import shared_pool
 from eval_harness.sources import Hub, default_data_root
 
@@ -53,7 +54,11 @@ class RuleMean(SamplingMetric, SampleLevelComputation):
         for i, doc in enumerate(docs):
             by_grader.setdefault(get_benchmark(doc.specific["benchmark"]).grader, []).append(i)
         for grader, indices in by_grader.items():
-            answers = [(docs[i].get_golds()[0], text) for i in indices for text in responses[i].text[: self.n]]
+            answers = [
+                (docs[i].get_golds()[0], text, context_for(grader, {}, question=docs[i].query))
+                for i in indices
+                for text in responses[i].text[: self.n]
+            ]
             verdicts = iter(shared_pool().grade(grader, answers))
             for i in indices:
                 of_item = [next(verdicts) for _ in responses[i].text[: self.n]]
