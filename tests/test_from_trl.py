@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import scripted
@@ -18,6 +21,7 @@ from gpg_repro.objective import valid_groups
 from gpg_repro.tiny.vision_model import build_processor
 from gpg_repro.trainer import REFUSED_METHODS, GPGConfig, GPGTrainer, total_rewards
 
+ROOT = Path(__file__).resolve().parent.parent
 REWARDS = ((1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 1, 1))
 SAME = {
     GPGTrainer: {"normalization": "batch", "f_norm": "group", "age": False},
@@ -343,3 +347,32 @@ def test_the_best_model_of_a_vision_language_run_is_loaded(tmp_path):
     trainer.state.best_model_checkpoint, trainer.state.best_metric = str(best), 1.0
     trainer._load_best_model()
     assert all(torch.equal(value, expected[name]) for name, value in trainer.model.state_dict().items())
+
+
+# Every option -------------------------------------------------------------------------------------------------------
+
+
+def documented() -> dict[str, str]:
+    """Option -> its status in the last table of docs/from_trl.md."""
+    table = (ROOT / "docs" / "from_trl.md").read_text(encoding="utf-8").partition("## Every option")[2]
+    rows = re.findall(r"^\| (works|refused|no effect) \| ([^|]*) \|", table, re.MULTILINE)
+    named = [(name, status) for status, names in rows for name in re.findall(r"`(\w+)`", names)]
+    assert len(named) == len(dict(named)), "named twice"
+    return dict(named)
+
+
+def test_every_option_of_trl_has_an_answer():
+    """A new version of TRL or transformers shows here what is new."""
+    assert set(documented()) == {entry.name for entry in dataclasses.fields(scripted.GRPOConfig)}
+
+
+@pytest.mark.parametrize("name", [name for name, status in documented().items() if status == "refused"])
+def test_an_option_that_would_be_ignored_is_refused(tmp_path, name):
+    (entry,) = [entry for entry in dataclasses.fields(scripted.GRPOConfig) if entry.name == name]
+    other = {"scale_rewards": "batch", "loss_type": "grpo", "generation_batch_size": 32, "steps_per_generation": 2}
+    changes = {bool: not entry.default, int: 3, float: 0.75, str: "token_mask", type(None): 0.5}
+    value = other.get(name, changes[type(entry.default)])
+    if name in ("vllm_importance_sampling_correction", "use_bias_correction_kl"):
+        value = True  # TRL's default
+    with pytest.raises(ValueError, match=name):
+        GPGConfig(output_dir=str(tmp_path), **QUIET | {name: value})
