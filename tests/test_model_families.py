@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
+import scripted
 import torch
 import transformers
 from test_packing import PAD, gradients, text_rows, weights_of
 from transformers import set_seed
+from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from gpg_repro.packed_attention import TOLERANCES, attention_for, difference, log_probs, probe_rows, refusal
 from gpg_repro.packing import collate_packed, collate_plain
+from gpg_repro.trainer import GPGTrainer
 
 SMALL = {
     "vocab_size": 48,
@@ -54,13 +58,18 @@ FAMILIES = {
 MORE = {"Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"), "GPT2": ("GPT2Config", "GPT2LMHeadModel")}
 
 
-def model_of(family: str) -> transformers.PreTrainedModel:
+def bare_model_of(family: str) -> transformers.PreTrainedModel:
     config, model = MORE.get(family, (f"{family}Config", f"{family}ForCausalLM"))
     set_seed(0)
     model = getattr(transformers, model)(getattr(transformers, config)(**SMALL | FAMILIES[family]))
     if family == "GPTNeoX":  # no initializer_range reaches its query-key-value weights
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
+    return model
+
+
+def model_of(family: str) -> transformers.PreTrainedModel:
+    model = bare_model_of(family)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     return model.eval()
 
@@ -209,3 +218,43 @@ def test_pictures_of_other_families(make):
     other = [row | {"pixel_values": -row["pixel_values"]} for row in rows]
     changed, _ = measured(model, [(collate_packed(other, model, PAD), weights)])
     assert (changed - together).abs().mean() > 1e-3
+
+
+# In the trainer -----------------------------------------------------------------------------------------------------
+
+REWARDS = ((1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 1, 1))
+SAME = {
+    GPGTrainer: {"normalization": "batch", "f_norm": "group", "age": False, "share_prompt": "on"},
+    # GPG has no auxiliary loss of a mixture of experts.
+    GRPOTrainer: {"loss_type": "dapo", "beta": 0.0, "scale_rewards": "group", "router_aux_loss_coef": 0.0},
+}
+
+
+@pytest.mark.parametrize("adapter", [None, pytest.param("LoRA", marks=pytest.mark.full("the same with an adapter"))])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "GPT2"])
+def test_two_steps_are_those_of_trl(tmp_path, family, adapter):
+    """The same gradients, rows packed here and padded there. (TRL's fused head takes no GPT-2.)"""
+    found = {}
+    for trainer, same in SAME.items():
+        model = bare_model_of(family)
+        if adapter:
+            set_seed(1)
+            targets = ["query_key_value"] if family == "GPTNeoX" else ["qkv_proj"] if family == "Phi3" else ["v_proj"]
+            model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+        run, found[trainer] = scripted.train(
+            tmp_path / trainer.__name__,
+            trainer,
+            REWARDS,
+            (10, 2),
+            model=model,
+            max_steps=2,
+            learning_rate=1e-2,
+            optim="sgd",
+            **same,
+        )
+        if trainer is GPGTrainer:
+            assert run._cannot_pack is None
+    for ours, theirs in zip(*found.values(), strict=True):
+        assert ours.keys() == theirs.keys()
+        norm = torch.cat([g.flatten() for g in theirs.values()]).norm()
+        assert norm > 0 and torch.cat([(ours[k] - theirs[k]).flatten() for k in theirs]).norm() < 1e-4 * norm
