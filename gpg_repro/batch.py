@@ -8,11 +8,14 @@ sampled until `deal` says that one has to move.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -104,6 +107,42 @@ class PromptStream:
         for _ in range(epoch):
             torch.randperm(self.num_prompts, generator=generator)
         return torch.randperm(self.num_prompts, generator=generator).tolist()
+
+
+# What a completion earned -------------------------------------------------------------------------------------------
+
+
+def total_rewards(rewards_per_func: Tensor, reward_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the rewards of each completion, and whether it has any.
+
+    Args:
+        rewards_per_func: [N, F] rewards; NaN where a reward function returned None.
+        reward_weights: [F].
+
+    Returns:
+        [N] float64 total over the reward functions that answered (0 where none did; `decimal_sum`), and [N] bool, False
+        where none did; both on the CPU.
+    """
+    weights, totals, scored = reward_weights.tolist(), [], []
+    for row in rewards_per_func.tolist():
+        answered = [(value, weight) for value, weight in zip(row, weights, strict=True) if not math.isnan(value)]
+        totals.append(decimal_sum(answered))
+        scored.append(bool(answered))
+    return torch.tensor(totals, dtype=torch.float64), torch.tensor(scored, dtype=torch.bool)
+
+
+def decimal_sum(terms: Iterable[tuple[float, float]]) -> float:
+    """Sum of products of numbers, each taken for the shortest decimal that it stands for, as float32 if it is one.
+
+    So sums tie when and only when those decimals do: as float32, 0.1 + 0.2 + 0.4 is not 0.7, and a group of such
+    rewards would have a signal.
+    """
+    return float(sum((_decimal(a) * _decimal(b) for a, b in terms), Fraction(0)))
+
+
+@lru_cache(maxsize=4096)
+def _decimal(value: float) -> Fraction:
+    return Fraction(str(np.float32(value)) if float(np.float32(value)) == value else repr(value))
 
 
 # Which groups -------------------------------------------------------------------------------------------------------

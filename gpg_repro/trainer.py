@@ -61,19 +61,15 @@ import copy
 import itertools
 import json
 import logging
-import math
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -102,6 +98,7 @@ from gpg_repro.batch import (
     select_groups,
     select_groups_released,
     split_rows,
+    total_rewards,
 )
 from gpg_repro.objective import (
     F_NORMS,
@@ -329,35 +326,6 @@ class GPGConfig(GRPOConfig):
                 "steps_per_generation nor generation_batch_size."
             )
         return problems
-
-
-def total_rewards(rewards_per_func: Tensor, reward_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the rewards of each completion, and whether it has any.
-
-    The sum is that of the decimals that the float32 rewards and weights stand for, as exact fractions, so that totals
-    tie when and only when those decimals do: with float32 sums, 0.1 + 0.2 and 0.3 would be a group with a signal.
-
-    Args:
-        rewards_per_func: [N, F] rewards; NaN where a reward function returned None.
-        reward_weights: [F].
-
-    Returns:
-        [N] float64 total over the reward functions that answered (0 where none did), and [N] bool, False where none
-        did; both on the CPU.
-    """
-    weights = [_decimal(weight) for weight in reward_weights.tolist()]
-    totals, scored = [], []
-    for row in rewards_per_func.tolist():
-        answered = [(value, weight) for value, weight in zip(row, weights, strict=True) if not math.isnan(value)]
-        totals.append(float(sum((_decimal(value) * weight for value, weight in answered), Fraction(0))))
-        scored.append(bool(answered))
-    return torch.tensor(totals, dtype=torch.float64), torch.tensor(scored, dtype=torch.bool)
-
-
-@lru_cache(maxsize=4096)
-def _decimal(value: float) -> Fraction:
-    """The shortest decimal that has this float32."""
-    return Fraction(str(np.float32(value)))
 
 
 def group_metrics(

@@ -124,6 +124,20 @@ def test_what_cannot_be_estimated_is_said():
         gpg_exact(batch.rewards, batch.mask, batch.index, {"f_norm": "std"})
 
 
+def test_rewards_of_turns_tie_as_their_decimals_do():
+    """0.1 + 0.2 + 0.4 in three turns against 0.7 in one: no signal, though their float32 sums differ. alpha = 2."""
+    rewards = torch.tensor([[0.1, 0.2, 0.4], [0.0, 0.0, 0.7], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert rewards[0].sum() != rewards[1].sum()
+    advantages, _ = gpg_exact(rewards, torch.ones(4, 3), ["a", "a", "b", "b"])
+    assert advantages[:, 0].tolist() == [0.0, 0.0, 1.0, -1.0]
+
+
+def test_a_kl_term_in_the_rewards_is_refused():
+    batch = batch_of(MIXED)
+    with pytest.raises(UserError, match="use_kl_in_reward=True .* every group counts as valid .* Set it to False"):
+        gpg_exact(batch.rewards, batch.mask, batch.index, {"use_kl_in_reward": True})
+
+
 @pytest.fixture
 def fake_verl(tmp_path, monkeypatch):
     """Puts a package named verl with the given core_algos in the place of any other."""

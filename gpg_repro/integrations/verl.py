@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from eval_harness.errors import UserError
+from gpg_repro.batch import decimal_sum
 from gpg_repro.objective import age_alpha, completion_weights, group_advantages, valid_groups
 
 VERL_VERSION = "0.9.1"
@@ -53,7 +54,7 @@ def gpg_exact(
         Advantages [bs, T], 0 outside the mask, and the same tensor again in the place of verl's returns.
 
     Raises:
-        UserError: no group ids.
+        UserError: no group ids, or a KL term in the rewards.
         ValueError: unknown ``f_norm``, or a reward that is not finite.
     """
     return _estimate(token_level_rewards, response_mask, index, config, per_group=False)
@@ -151,9 +152,16 @@ def _estimate(
 ) -> tuple[Tensor, Tensor]:
     if index is None:
         raise UserError("GPG's advantages need the group of every response: verl's batch has no `uid`.")
+    if config is not None and config.get("use_kl_in_reward", False):
+        raise UserError(
+            "algorithm.use_kl_in_reward=True takes a KL term off every reward, so that no two are equal, every group "
+            "counts as valid and alpha is 1. Set it to False; a KL term of the loss is actor.use_kl_loss."
+        )
     f_norm = "none" if config is None else config.get("f_norm", "none")
     with torch.no_grad():
-        rewards = token_level_rewards.sum(dim=1)
+        # Rewards of several turns tie as their decimals do.
+        sums = [decimal_sum((value, 1.0) for value in row[row != 0].tolist()) for row in token_level_rewards]
+        rewards = torch.tensor(sums, dtype=torch.float64, device=token_level_rewards.device)
         lengths = response_mask.sum(dim=1)
         rows = lengths.nonzero().flatten()
         per_response = torch.zeros_like(rewards)
@@ -177,7 +185,7 @@ def _estimate(
             else:
                 weights = alpha * advantages
             per_response[rows] = weights[slots]
-        advantages = per_response.unsqueeze(1) * response_mask
+        advantages = per_response.to(token_level_rewards).unsqueeze(1) * response_mask
     return advantages, advantages
 
 
