@@ -8,8 +8,9 @@ sampled until `deal` says that one has to move.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 Row = dict[str, Any]
@@ -107,6 +109,45 @@ class PromptStream:
         for _ in range(epoch):
             torch.randperm(self.num_prompts, generator=generator)
         return torch.randperm(self.num_prompts, generator=generator).tolist()
+
+
+class StreamedPrompts:
+    """Prompts of a data set without a length, in its own order and over again, in chunks of one draw.
+
+    Addressed by position like `PromptStream`: a chunk that is not the next one is reached from the beginning, which is
+    how a resumed run goes on.
+
+    Args:
+        rows: what can be iterated again and again; each epoch it is told its number if it has `set_epoch`.
+        chunk_size: Q, prompts in one draw over all processes.
+    """
+
+    def __init__(self, rows: Iterable[Row], chunk_size: int):
+        self.rows, self.chunk_size = rows, chunk_size
+        self._next, self._going = 0, self._all()
+
+    def _all(self) -> Iterator[Row]:
+        for epoch in itertools.count():
+            if hasattr(self.rows, "set_epoch"):
+                self.rows.set_epoch(epoch)
+            empty = True
+            for row in self.rows:
+                empty = False
+                yield row
+            if empty:
+                raise ValueError("The training set has no prompts (any more): a stream has to start over when it ends.")
+
+    def chunk(self, position: int) -> list[Row]:
+        """The Q rows of the draw at 0-based `position`.
+
+        Raises:
+            ValueError: an epoch has no rows.
+        """
+        if position < self._next:
+            self._next, self._going = 0, self._all()
+        skipped = (position - self._next) * self.chunk_size
+        self._next = position + 1
+        return list(itertools.islice(self._going, skipped, skipped + self.chunk_size))
 
 
 # What a completion earned -------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ from gpg_repro.batch import (
     PromptStream,
     Row,
     Sizes,
+    StreamedPrompts,
     copy_row,
     distinct_tokens,
     padded_tokens,
@@ -663,12 +664,13 @@ class _DrawRows(TorchDataset):
     may change theirs.
     """
 
-    def __init__(self, dataset: Dataset, stream: PromptStream, num_generations: int, rows: range):
+    def __init__(self, dataset: Dataset, stream: PromptStream | StreamedPrompts, num_generations: int, rows: range):
         self.dataset, self.stream, self.num_generations, self.rows = dataset, stream, num_generations, rows
 
     def __getitem__(self, position: int) -> list[dict[str, Any]]:
-        chunk = self.stream.chunk(position)
-        return [copy.deepcopy(self.dataset[chunk[row // self.num_generations]]) for row in self.rows]
+        drawn = self.stream.chunk(position)
+        chunk = [drawn[row // self.num_generations] for row in self.rows]
+        return [copy.deepcopy(row if isinstance(row, dict) else self.dataset[row]) for row in chunk]
 
 
 def _as_it_is(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -680,7 +682,8 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
 
     Raises:
         TypeError: `args` is not a `GPGConfig`.
-        ValueError: the training set is a stream without a length, or too small for one draw.
+        TypeError: a subclass overrides a method that is never called.
+        ValueError: a stream is used in a way that needs a length; when training, a set too small for one draw.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "gpg"]
@@ -706,6 +709,8 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
             raise TypeError(f"GPGTrainer got args of type {type(args).__name__}: expected a GPGConfig.")
         self._refuse_overrides()
         super().__init__(model, reward_funcs, args, *remaining, **kwargs)
+        if self.train_dataset is not None and self._streams():
+            self._refuse_for_streams()
         if args.logp_temperature == "one" and args.temperature != 1.0:
             # Replaces the head TRL added: same log-probabilities and entropies, from logits not divided by temperature.
             for policy in filter(None, (self.model, self.ref_model)):
@@ -751,6 +756,18 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         if problems:
             raise TypeError("GPGTrainer does not call these methods:\n" + "\n".join(f"- {p}" for p in problems))
 
+    def _refuse_for_streams(self) -> None:
+        """What needs a training set with a length."""
+        problems = []
+        if type(self).prompt_order is not GPGTrainer.prompt_order:
+            problems.append("prompt_order names rows by number, and a stream has none: order the stream itself.")
+        if self.args.max_steps <= 0:
+            problems.append(f"max_steps={self.args.max_steps}: a stream has no length. Give the number of steps.")
+        if problems:
+            raise ValueError(
+                "A streaming training set cannot be used like this:\n" + "\n".join(f"- {p}" for p in problems)
+            )
+
     def _packing_refused(self) -> str | None:
         """Why rows are not packed, before the model is asked; None where nothing speaks against it."""
         if self.tools:
@@ -795,29 +812,27 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
 
     def get_train_dataloader(self):
         """A dataloader that counts steps and epochs; prompts come from the stream, as those of resampling do."""
-        if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__len__"):
-            raise ValueError(
-                "GPGTrainer needs a training set with a length (a datasets.Dataset): its prompt stream is addressed by "
-                "position. Got an iterable one; load it without streaming=True."
-            )
         # A run starts clean, whatever an earlier one was doing when it failed.
         self._stream_position, self._prompts, self._passes, self._token_sums, self._step = None, None, [], None, 0
         self._metrics["train"].clear()
         own_order = type(self).prompt_order is not GPGTrainer.prompt_order
-        self._stream = PromptStream(
-            len(self.train_dataset),
-            self.args.generation_batch_size // self.num_generations,
-            self.args.seed,
-            self.shuffle_dataset,
-            self.prompt_order if own_order else None,
-        )
+        chunk_size = self.args.generation_batch_size // self.num_generations
+        if self._streams():
+            self._stream, num_rows = StreamedPrompts(self.train_dataset, chunk_size), chunk_size * self.args.max_steps
+        else:
+            num_rows = len(self.train_dataset)
+            order = self.prompt_order if own_order else None
+            self._stream = PromptStream(num_rows, chunk_size, self.args.seed, self.shuffle_dataset, order)
         return self._get_dataloader(
-            dataset=_Steps(len(self.train_dataset)),
+            dataset=_Steps(num_rows),
             description="Training",
             batch_size=self._train_batch_size * self.args.steps_per_generation,
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
+
+    def _streams(self) -> bool:
+        return isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__len__")
 
     def _next_prompts(self) -> list[dict[str, Any]]:
         """This process's rows of the next draw, each prompt G times over all processes."""

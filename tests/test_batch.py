@@ -175,6 +175,22 @@ def test_any_choice_of_rows_takes_its_images_along():
     assert without["inputs"]["labels"].tolist() == [[-100] * 3]
 
 
+def test_rows_with_slots_for_different_numbers_of_images_meet():
+    """As Idefics has them: [1, images, channels, height, width]. What is filled up is zero."""
+    rows = [
+        {
+            "num_images": n,
+            "pixel_values": torch.ones(1, n, 3, 4, n + 3),
+            "pixel_attention_mask": torch.ones(1, n, 4, n + 3),
+        }
+        for n in (1, 2)
+    ]
+    images = collate_images(rows)
+    assert images["pixel_values"].shape == (2, 2, 3, 4, 5) and images["pixel_attention_mask"].shape == (2, 2, 4, 5)
+    assert images["pixel_values"].sum(dim=(2, 3, 4)).tolist() == [[3 * 4 * 4, 0], [3 * 4 * 5, 3 * 4 * 5]]
+    assert (images["pixel_values"][0, 0, :, :, :4] == 1).all()
+
+
 def test_weights_are_kept_in_float64():
     row = split_rows(make_batch())[0] | {"loss_weights": 1 / 3, "kl_weights": 0.1}
     batch = collate_completions([row, row], pad_token_id=0)

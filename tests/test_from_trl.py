@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import scripted
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from scripted import QUIET, completion_of, make_model, make_tokenizer, prompt_of
 from test_distributed import relative_difference
 from test_packing import small_vision_model
@@ -189,6 +189,54 @@ def test_workers_fetch_the_same_prompts(tmp_path):
         settings = {"max_steps": 3, "layout": (4, 2), "dataloader_num_workers": workers}
         runs.append(scripted.train(tmp_path / str(workers), GPGTrainer, REWARDS, **settings)[1])
     assert all(relative_difference(*steps) == 0 for steps in zip(*runs, strict=True))
+
+
+def train_on(folder, trainer_class, dataset, resume=None, **settings):
+    """Three steps on a data set of prompts; the prompts seen, and the recorded gradients."""
+    seen, recorder = [], scripted.GradientRecorder()
+
+    def rollout(prompts, trainer):
+        seen.append([scripted.group_of(prompt) for prompt in prompts[::4]])
+        return scripted.scripted_rollout(REWARDS)(prompts, trainer)
+
+    config = {"max_steps": 3, "num_generations": 4, "max_completion_length": 8, "shuffle_dataset": False, **QUIET}
+    config |= {"per_device_train_batch_size": 8, "max_grad_norm": 0.0} | SAME[trainer_class] | settings
+    config_class = GPGConfig if trainer_class is GPGTrainer else scripted.GRPOConfig
+    trainer_class(
+        model=make_model(),
+        reward_funcs=scripted.accuracy_reward,
+        args=config_class(output_dir=str(folder), **config),
+        train_dataset=dataset,
+        processing_class=make_tokenizer(),
+        callbacks=[recorder],
+        rollout_func=rollout,
+    ).train(resume_from_checkpoint=resume)
+    return seen, recorder.steps
+
+
+def stream() -> IterableDataset:
+    return Dataset.from_dict({"prompt": [prompt_of(group) for group in range(5)]}).to_iterable_dataset()
+
+
+def test_a_stream_of_prompts(tmp_path):
+    """In its own order and over again, as on TRL's trainer; a resumed run goes on with the next prompts."""
+    ours, gradients = train_on(tmp_path / "ours", GPGTrainer, stream(), save_strategy="steps", save_steps=1)
+    theirs, expected = train_on(tmp_path / "theirs", GRPOTrainer, stream())
+    assert ours[:2] == theirs[:2] == [[0, 1], [2, 3]]
+    assert ours[2] == [4, 0]
+    assert all(relative_difference(*steps) < 1e-4 for steps in zip(gradients[:2], expected[:2], strict=True))
+    again, last = train_on(tmp_path / "again", GPGTrainer, stream(), resume=str(tmp_path / "ours" / "checkpoint-2"))
+    assert again == [[4, 0]] and relative_difference(last[0], gradients[2]) < 1e-6
+
+
+def test_what_a_stream_does_not_allow_is_said_at_construction(tmp_path):
+    class Ordered(GPGTrainer):
+        def prompt_order(self, epoch):
+            return []
+
+    with pytest.raises(ValueError, match="prompt_order names rows by number, and a stream has none"):
+        args = GPGConfig(output_dir=str(tmp_path), max_steps=3, **QUIET)
+        Ordered(make_model(), scripted.accuracy_reward, args, stream(), processing_class=make_tokenizer())
 
 
 # Valid groups -------------------------------------------------------------------------------------------------------
