@@ -472,15 +472,27 @@ def collate_completions(rows: Sequence[Row], pad_token_id: int) -> dict[str, Any
 
 
 def collate_images(rows: Sequence[Row]) -> dict[str, Any]:
-    """The images of rows, one after the other, as a model takes them; empty without any."""
-    from trl.trainer.utils import unsplit_pixel_values_by_grid  # takes seconds, and selecting groups needs no TRL
+    """The images of rows, one after the other, as a model takes them; empty without any.
 
+    Tensors with a slot for each image of a row (Idefics, SmolVLM) are as wide as their own draw's largest row; where rows
+    of several draws or processes meet, they are filled up with zeros, which those models take for no image.
+    """
     images: dict[str, Any] = {}
     for key in MODEL_INPUT_KEYS:
         if key in rows[0] and key not in (*SEQUENCE_KEYS, *COUNT_KEYS):
             values = [row[key] for row in rows]
-            images[key] = torch.cat(values) if isinstance(values[0], Tensor) else values
-    return unsplit_pixel_values_by_grid(images)
+            images[key] = torch.cat(_of_one_size(values)) if isinstance(values[0], Tensor) else values
+    return images
+
+
+def _of_one_size(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors filled up with zeros until only their first dimensions differ."""
+    sizes = [max(lengths) for lengths in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    missing = [[size - length for size, length in zip(sizes, tensor.shape[1:], strict=True)] for tensor in tensors]
+    return [
+        pad(tensor, [n for lack in reversed(lacks) for n in (0, lack)]) if any(lacks) else tensor
+        for tensor, lacks in zip(tensors, missing, strict=True)
+    ]
 
 
 def copy_row(row: Row, device: torch.device | str | None = None) -> Row:
