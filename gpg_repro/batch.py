@@ -474,8 +474,8 @@ def collate_completions(rows: Sequence[Row], pad_token_id: int) -> dict[str, Any
 def collate_images(rows: Sequence[Row]) -> dict[str, Any]:
     """The images of rows, one after the other, as a model takes them; empty without any.
 
-    Tensors with a slot for each image of a row (Idefics, SmolVLM) are as wide as their own draw's largest row; where rows
-    of several draws or processes meet, they are filled up with zeros, which those models take for no image.
+    Tensors with a slot for each image of a row (Idefics, SmolVLM) are as wide as the largest row of their own draw;
+    where rows of several draws or processes meet, they are filled up with zeros, which those models take for no image.
     """
     images: dict[str, Any] = {}
     for key in MODEL_INPUT_KEYS:
