@@ -109,6 +109,15 @@ class Scripted:
     def remove(self, path: str) -> None:
         os.remove(path)
 
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
+
+    def cut(self, path: str) -> None:
+        os.truncate(path, 1)
+
+    def look_up(self, name: str) -> None:
+        socket.getaddrinfo(name, 80)
+
     def connect(self, port: str) -> None:
         socket.create_connection(("127.0.0.1", int(port)))
 

@@ -119,17 +119,19 @@ def test_a_worker_that_has_grown_is_replaced_before_it_costs_an_answer(pool):
 
 
 def test_harm_is_refused(pool, tmp_path):
-    """Programs, files, deletions, connections: what the grader tries does not happen."""
-    kept, made = tmp_path / "kept", tmp_path / "made"
+    """Programs, files, deletions, connections, names: what the grader tries does not happen."""
+    kept, made, folder = tmp_path / "kept", tmp_path / "made", tmp_path / "folder"
     kept.write_text("here")
+    folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         scripts = [f"run {made}", f"spawn {made}", f"remove {kept}", f"connect {server.getsockname()[1]}"]
+        scripts += [f"rmdir {folder}", f"cut {kept}", "look_up localhost"]
         verdicts = _say(pool, *scripts, f"write {made}", f"write {kept}")
         with pytest.raises(TimeoutError):
             server.accept()
-    assert [verdict.reason for verdict in verdicts[:4]] == ["grader_crash"] * 4
-    assert kept.read_text() == "here" and not made.exists()
+    assert [verdict.reason for verdict in verdicts[: len(scripts)]] == ["grader_crash"] * len(scripts)
+    assert kept.read_text() == "here" and folder.exists() and not made.exists()
 
 
 def test_a_bug_in_a_grader_is_raised_and_fails_no_one_else(pool):
@@ -139,6 +141,17 @@ def test_a_bug_in_a_grader_is_raised_and_fails_no_one_else(pool):
     assert fine.result(timeout=30)[0].correct
     with pytest.raises(RuntimeError, match="cannot be built: ModuleNotFoundError"):
         pool.grade("no_such_module:Grader", [("ok", "say x")])
+
+
+def test_a_bug_ends_its_chunk_and_no_verdict_is_stored_under_another_answer():
+    """What stood behind the bug is graded anew when asked again."""
+    with GradingPool(workers=1) as alone:
+        with pytest.raises(RuntimeError, match="failed"):
+            _say(alone, "fail here", "say one", "say two")
+        _say(alone, "say three")  # the worker has ended the chunk before
+        assert [verdict.extracted for verdict in _say(alone, "say one", "say two")] == ["one", "two"]
+        with pytest.raises(RuntimeError, match="failed"):
+            _say(alone, "fail here")
 
 
 def test_a_grader_of_another_module_may_take_an_argument(pool):
@@ -423,6 +436,15 @@ def test_a_nursery_that_dies_is_replaced(tmp_path):
     )
     done = subprocess.run(_script(tmp_path, body), capture_output=True, text=True, env=_environment(), timeout=60)
     assert done.stdout.splitlines() == ["main runs", "[]"], done.stderr
+
+
+def test_a_nursery_without_workers_ends(monkeypatch):
+    """While its user lives on."""
+    monkeypatch.setattr(nursery, "PRELOAD", ())
+    monkeypatch.setattr(nursery, "LINGER_SECONDS", 0.1)
+    idle = nursery._Nursery()
+    assert idle.process.wait(60) == 0
+    idle.close()
 
 
 def test_workers_that_cannot_start_are_an_error(tmp_path):

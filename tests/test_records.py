@@ -93,9 +93,8 @@ def test_the_environment_names_what_decides_a_mark():
 
 def test_the_code_revision_is_the_commit_and_whether_it_was_changed(tmp_path):
     def git(*arguments: str) -> str:
-        who = ("-c", "user.name=n", "-c", "user.email=e@example.org")
-        done = subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     (tmp_path / "code.py").write_text("1")
     assert records._code_revision(tmp_path) == {"commit": None, "uncommitted_changes": None}

@@ -397,8 +397,8 @@ def test_two_levels_by_hand():
 
 def test_the_interval_of_two_levels_by_hand():
     # seeds 0,0,1 / 1,0,1: mean .5, seed means 1/3, 2/3, item means .5, 0, 1; rest -+1/3, +-1/6, +-1/6
-    # MS_seeds = 3 * 1/18 = 1/6, MS_items = 2 * 1/4 = 1/2, MS_rest = 2 * (1/9 + 2/36) / 2 = 1/6: total 1/2, se sqrt(1/12)
-    # degrees of freedom (1/4) / ((1/36)/1 + (1/4)/2 + (1/36)/2) = 1.5
+    # MS_seeds = 3 * 1/18 = 1/6, MS_items = 2 * 1/4 = 1/2, MS_rest = 2 * (1/9 + 2/36) / 2 = 1/6
+    # total 1/6 + 1/2 - 1/6 = 1/2, se = sqrt(1/2 / 6), degrees of freedom (1/4) / ((1/36)/1 + (1/4)/2 + (1/36)/2) = 1.5
     found = two_level_mean(np.array([[0, 0, 1], [1, 0, 1]]))
     half = scipy_stats.t.ppf(0.975, 1.5) * math.sqrt(1 / 12)
     assert (found.mean, found.se) == (pytest.approx(0.5), pytest.approx(math.sqrt(1 / 12)))
