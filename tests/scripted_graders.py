@@ -122,6 +122,11 @@ class Scripted:
         socket.create_connection(("127.0.0.1", int(port)))
 
 
+def slow_to_build() -> Scripted:
+    time.sleep(1)
+    return Scripted()
+
+
 def _writes(path: str) -> list[Callable[[], object]]:
     return [
         lambda: open(path, "w"),  # noqa: SIM115

@@ -482,6 +482,19 @@ def test_in_a_notebook(tmp_path):
     assert book.cells[0].outputs[0].text.strip() == "['match', 'timeout', 'match']"
 
 
+def test_the_deadline_is_the_documented_one():
+    """docs/reliability.md: 5 s of computing, and twice that by the clock."""
+    with GradingPool() as default:
+        assert (default.deadline, default.deadline * default.patience, default.memory) == (5, 10, 1 << 30)
+
+
+def test_building_a_grader_is_no_answers_time():
+    """The clock's limit of an answer is 0.4 s; its grader takes a second to build."""
+    with GradingPool(workers=1, deadline=0.2, patience=2) as alone:
+        _say(alone, "say warm")
+        assert _say(alone, "say slow", grader="scripted_graders:slow_to_build")[0].correct
+
+
 @pytest.mark.parametrize("settings", [{"deadline": 0}, {"deadline": -1}, {"memory": 0}, {"patience": 0.5}], ids=str)
 def test_bad_settings(settings):
     with pytest.raises(ValueError, match="must be positive|must be at least 1"):
