@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -445,6 +447,42 @@ def test_a_nursery_without_workers_ends(monkeypatch):
     idle = nursery._Nursery()
     assert idle.process.wait(60) == 0
     idle.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_busy_worker_does_not_outlive_its_nursery(monkeypatch):
+    """Nobody else could end it."""
+    monkeypatch.setattr(nursery, "PRELOAD", ())
+    alone = nursery._Nursery()
+    child = alone.fork(1 << 30, False)
+    kind, pid, _ = json.loads(child.connection.recv_bytes())
+    child.connection.send_bytes(json.dumps(["grade", 1, SCRIPTED, [["ok", "spin"]]]).encode())
+    assert (kind, json.loads(child.connection.recv_bytes())[0]) == ("ready", "begun")
+    alone.process.kill()
+    alone.process.wait()
+    try:
+        assert _gone([pid])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        child.forget()
+        alone.close()
+
+
+def test_a_worker_ends_with_its_own_status():
+    """What tells an answer that took too much memory from a crash; the interpreter's exit is not gone through."""
+    ours, theirs = socket.socketpair()
+    parent, pid = os.getpid(), os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            nursery._work(theirs.detach(), 1 << 30, parent)
+        finally:
+            os._exit(70)
+    theirs.close()
+    assert b"ready" in ours.recv(4096)
+    ours.close()  # nothing to grade: the worker's work is done
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_workers_that_cannot_start_are_an_error(tmp_path):
