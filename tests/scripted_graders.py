@@ -109,8 +109,22 @@ class Scripted:
     def remove(self, path: str) -> None:
         os.remove(path)
 
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
+
+    def cut(self, path: str) -> None:
+        os.truncate(path, 1)
+
+    def look_up(self, name: str) -> None:
+        socket.getaddrinfo(name, 80)
+
     def connect(self, port: str) -> None:
         socket.create_connection(("127.0.0.1", int(port)))
+
+
+def slow_to_build() -> Scripted:
+    time.sleep(1)
+    return Scripted()
 
 
 def _writes(path: str) -> list[Callable[[], object]]:

@@ -103,6 +103,10 @@ def test_deal_evens_out_tokens():
     targets = deal(lengths, [0, 0, 0, 0, 0, 1], 2)
     tokens = [sum(n for n, t in zip(lengths, targets, strict=True) if t == process) for process in (0, 1)]
     assert sorted(tokens) == [102, 201]
+    # process 1 has 10 of 22 tokens and lacks a row: the short one makes 11 and 11, a long one would make 20 and 2
+    assert deal([10, 1, 1, 10], [0, 0, 0, 1], 2) == [0, 1, 0, 1]
+    # of three rows whoever holds them all keeps two: one row moves, whichever process that is
+    assert [deal([1, 1, 1], [process] * 3, 2).count(process) for process in (0, 1)] == [2, 2]
     assert deal([5, 5], [0, 1], 2) == [0, 1]
 
 
@@ -118,6 +122,7 @@ def make_batch(with_images: bool = False):
         "completion_ids": torch.zeros(4, 6, dtype=torch.long),
         "completion_mask": torch.zeros(4, 6, dtype=torch.long),
         "ref_per_token_logps": torch.randn(4, 6),
+        "tool_mask": torch.ones(4, 6, dtype=torch.long),
         "mm_token_type_ids": torch.zeros(4, 10, dtype=torch.long),
         "advantages": torch.randn(4),
         "num_items_in_batch": torch.tensor(10),
@@ -127,6 +132,7 @@ def make_batch(with_images: bool = False):
         batch["prompt_mask"][row, 4 - p :] = 1
         batch["completion_ids"][row, :c] = torch.arange(1, c + 1) + 100 * (row + 1)
         batch["completion_mask"][row, :c] = 1
+        batch["tool_mask"][row, c // 2] = 0  # what a tool wrote is not trained on
         batch["mm_token_type_ids"][row, 4 - p] = 1
     if with_images:  # 2, 0, 1 and 1 images of different sizes
         batch["num_images"] = [2, 0, 1, 1]
@@ -145,7 +151,8 @@ def test_splitting_and_collating_is_lossless(with_images):
     for key in ("completion_ids", "completion_mask"):
         assert torch.equal(again[key], batch[key][:, :5])  # the last column trained nothing
     mask = batch["completion_mask"][:, :5]
-    assert torch.equal(again["ref_per_token_logps"], batch["ref_per_token_logps"][:, :5] * mask)
+    for key in ("ref_per_token_logps", "tool_mask"):
+        assert torch.equal(again[key], batch[key][:, :5] * mask)
     inputs, kept = again["inputs"], torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1).bool()
     assert inputs["attention_mask"].tolist() == [[1] * n + [0] * (7 - n) for n in (7, 2, 6, 5)]
     seen = inputs["attention_mask"].bool()

@@ -249,8 +249,10 @@ def test_a_lock_without_its_note_still_holds(holder):
 
 
 def test_what_killed_writes_left_is_removed(tmp_path):
-    (tmp_path / "items").mkdir()
-    left = [tmp_path / ".run.json.123.tmp", tmp_path / "items" / ".tiny_sums.jsonl.9.tmp"]
+    left = [tmp_path / ".run.json.123.tmp"]
+    for part in ("items", "samples", "masks"):
+        (tmp_path / part).mkdir()
+        left.append(tmp_path / part / ".tiny_sums.jsonl.9.tmp")
     kept = [tmp_path / "mine.tmp", tmp_path / ".hidden"]
     for path in (*left, *kept):
         path.touch()
@@ -258,21 +260,22 @@ def test_what_killed_writes_left_is_removed(tmp_path):
         assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
 
 
-def test_what_a_killed_write_left_goes_with_the_next_write(tmp_path):
+@pytest.mark.parametrize("name", ["table.md", "table-of-2.md"])
+def test_what_a_killed_write_left_goes_with_the_next_write(tmp_path, name):
     """Of the same file, by a process of this machine that is gone; nobody else's."""
-    path = tmp_path / "table.md"
+    path = tmp_path / name
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     own = records.aside(path).name
     left = own.replace(f"-{os.getpid()}.", f"-{dead.stdout.strip()}.")
     others = [
         own.replace(f"-{os.getpid()}.", f"-{os.getppid()}."),
-        ".table.md.00000000-1.tmp",
+        f".{name}.00000000-1.tmp",
         left.replace("md", "csv"),
     ]
-    for name in (left, *others):
-        (tmp_path / name).touch()
+    for other in (left, *others):
+        (tmp_path / other).touch()
     records.write_whole(path, "x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "table.md"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, name])
 
 
 def test_a_run_killed_before_its_first_line_resumes(model, engine, tmp_path, monkeypatch):
@@ -446,7 +449,8 @@ def test_records_made_before_there_was_a_hash_are_held_to_their_score(mixed):
     (mixed / "run.json").write_text(json.dumps(run_json), encoding="utf-8")
     assert len(records.read_samples(mixed, "tiny_sums")) == 40
     _change(mixed / "samples" / "tiny_sums.jsonl", EDITS["a mark changed"])
-    with pytest.raises(UserError, match=r"its marks give \d+\.\d\d %, the record says"):
+    said = 100 * run_json["benchmarks"]["tiny_sums"]["score"]["mean"]
+    with pytest.raises(UserError, match=rf"its marks give \d+\.\d\d %, the record says {said:.2f} %"):
         records.read_samples(mixed, "tiny_sums")
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from eval_harness.errors import UserError
+from eval_harness.graders import GRADERS
+from eval_harness.graders.base import LIGHTEVAL, grader_identity
+from eval_harness.graders.math import BoxedAccuracy
 from eval_harness.graders.pool import GradingPool
 from eval_harness.sources import read_jsonl
 
@@ -28,6 +31,29 @@ def test_case(case, grading_pool):
     assert verdict.reason == case.get("reason", "match" if case["correct"] else verdict.reason)
     if verdict.reason == "no_answer":
         assert verdict.extracted is None
+
+
+def test_a_record_names_the_packages_that_decide_a_mark():
+    """Version 1 of each grader; boxes and class names are our own code alone."""
+    symbolic = {"math-verify", "latex2sympy2_extended", "sympy"}
+    wanted = dict.fromkeys(GRADERS, symbolic) | {"box": set(), "class_name": set()}
+    wanted |= dict.fromkeys(("math_expression_gold", "math_latex_gold"), symbolic | {"lighteval"})
+    found = {name: grader_identity(name) for name in GRADERS}
+    assert {name: set(one["packages"]) for name, one in found.items()} == wanted
+    assert all((one["name"], one["version"]) == (name, 1) for name, one in found.items())
+    assert {name for name, packages in wanted.items() if "lighteval" in packages} == LIGHTEVAL
+
+
+def test_a_verifier_that_raises_makes_a_wrong_answer(monkeypatch):
+    """As the release scores it: wrong, not unmarked."""
+    grader = BoxedAccuracy()
+
+    def raises(*_):
+        raise ValueError("no comparison")
+
+    monkeypatch.setattr(grader._lib, "verify", raises)
+    verdict = grader.grade("$7$", "$\\boxed{7}$")
+    assert (verdict.correct, verdict.correct_strict, verdict.reason) == (False, False, "mismatch")
 
 
 def _lighteval_metric(latex_gold: bool):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -119,17 +121,19 @@ def test_a_worker_that_has_grown_is_replaced_before_it_costs_an_answer(pool):
 
 
 def test_harm_is_refused(pool, tmp_path):
-    """Programs, files, deletions, connections: what the grader tries does not happen."""
-    kept, made = tmp_path / "kept", tmp_path / "made"
+    """Programs, files, deletions, connections, names: what the grader tries does not happen."""
+    kept, made, folder = tmp_path / "kept", tmp_path / "made", tmp_path / "folder"
     kept.write_text("here")
+    folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         scripts = [f"run {made}", f"spawn {made}", f"remove {kept}", f"connect {server.getsockname()[1]}"]
+        scripts += [f"rmdir {folder}", f"cut {kept}", "look_up localhost"]
         verdicts = _say(pool, *scripts, f"write {made}", f"write {kept}")
         with pytest.raises(TimeoutError):
             server.accept()
-    assert [verdict.reason for verdict in verdicts[:4]] == ["grader_crash"] * 4
-    assert kept.read_text() == "here" and not made.exists()
+    assert [verdict.reason for verdict in verdicts[: len(scripts)]] == ["grader_crash"] * len(scripts)
+    assert kept.read_text() == "here" and folder.exists() and not made.exists()
 
 
 def test_a_bug_in_a_grader_is_raised_and_fails_no_one_else(pool):
@@ -139,6 +143,17 @@ def test_a_bug_in_a_grader_is_raised_and_fails_no_one_else(pool):
     assert fine.result(timeout=30)[0].correct
     with pytest.raises(RuntimeError, match="cannot be built: ModuleNotFoundError"):
         pool.grade("no_such_module:Grader", [("ok", "say x")])
+
+
+def test_a_bug_ends_its_chunk_and_no_verdict_is_stored_under_another_answer():
+    """What stood behind the bug is graded anew when asked again."""
+    with GradingPool(workers=1) as alone:
+        with pytest.raises(RuntimeError, match="failed"):
+            _say(alone, "fail here", "say one", "say two")
+        _say(alone, "say three")  # the worker has ended the chunk before
+        assert [verdict.extracted for verdict in _say(alone, "say one", "say two")] == ["one", "two"]
+        with pytest.raises(RuntimeError, match="failed"):
+            _say(alone, "fail here")
 
 
 def test_a_grader_of_another_module_may_take_an_argument(pool):
@@ -425,6 +440,51 @@ def test_a_nursery_that_dies_is_replaced(tmp_path):
     assert done.stdout.splitlines() == ["main runs", "[]"], done.stderr
 
 
+def test_a_nursery_without_workers_ends(monkeypatch):
+    """While its user lives on."""
+    monkeypatch.setattr(nursery, "PRELOAD", ())
+    monkeypatch.setattr(nursery, "LINGER_SECONDS", 0.1)
+    idle = nursery._Nursery()
+    assert idle.process.wait(60) == 0
+    idle.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_busy_worker_does_not_outlive_its_nursery(monkeypatch):
+    """Nobody else could end it."""
+    monkeypatch.setattr(nursery, "PRELOAD", ())
+    alone = nursery._Nursery()
+    child = alone.fork(1 << 30, False)
+    kind, pid, _ = json.loads(child.connection.recv_bytes())
+    child.connection.send_bytes(json.dumps(["grade", 1, SCRIPTED, [["ok", "spin"]]]).encode())
+    assert (kind, json.loads(child.connection.recv_bytes())[0]) == ("ready", "begun")
+    alone.process.kill()
+    alone.process.wait()
+    try:
+        assert _gone([pid])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        child.forget()
+        alone.close()
+
+
+def test_a_worker_ends_with_its_own_status():
+    """What tells an answer that took too much memory from a crash; the interpreter's exit is not gone through."""
+    ours, theirs = socket.socketpair()
+    parent, pid = os.getpid(), os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            nursery._work(theirs.detach(), 1 << 30, parent)
+        finally:
+            os._exit(70)
+    theirs.close()
+    assert b"ready" in ours.recv(4096)
+    ours.close()  # nothing to grade: the worker's work is done
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_workers_that_cannot_start_are_an_error(tmp_path):
     body = (
         "nursery.PRELOAD = ('no_such_module',)\n"
@@ -458,6 +518,19 @@ def test_in_a_notebook(tmp_path):
         patch.setenv("PYTHONPATH", _environment()["PYTHONPATH"])
         client.execute()
     assert book.cells[0].outputs[0].text.strip() == "['match', 'timeout', 'match']"
+
+
+def test_the_deadline_is_the_documented_one():
+    """docs/reliability.md: 5 s of computing, and twice that by the clock."""
+    with GradingPool() as default:
+        assert (default.deadline, default.deadline * default.patience, default.memory) == (5, 10, 1 << 30)
+
+
+def test_building_a_grader_is_no_answers_time():
+    """The clock's limit of an answer is 0.4 s; its grader takes a second to build."""
+    with GradingPool(workers=1, deadline=0.2, patience=2) as alone:
+        _say(alone, "say warm")
+        assert _say(alone, "say slow", grader="scripted_graders:slow_to_build")[0].correct
 
 
 @pytest.mark.parametrize("settings", [{"deadline": 0}, {"deadline": -1}, {"memory": 0}, {"patience": 0.5}], ids=str)

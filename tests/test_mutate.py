@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,32 @@ def toy(tmp_path):
     for name, text in (("toy.py", CODE), ("tests/test_toy.py", TESTS), ("pyproject.toml", SETTINGS)):
         (root / name).write_text(text)
     return root
+
+
+def test_the_documented_run_is_the_committed_one():
+    root = SCRIPT.parent.parent
+    result = json.loads((root / "bench" / "results" / "mutate.json").read_text(encoding="utf-8"))
+    page = (root / "docs" / "reliability.md").read_text(encoding="utf-8").split("## What the tests notice")[1]
+    killed, survived, timeout, unreached = result["counts"].values()
+    tried = killed + survived + timeout
+    for said in (
+        f"Run on {result['date']} at {result['commit']} for {result['minutes']} minutes",
+        f"of {tried + unreached:,} mutants {tried} were tried",
+        f"{killed} killed, {survived} survived, {timeout} ran",
+        f"{unreached:,} mutants were not tried",
+    ):
+        assert said in page
+    kinds = ("no_fault", "noticed_elsewhere", "tested_since", "gap", "code_gone")
+    rows = re.findall(r"^\| (?:`(\S+)`.*?|all) \| ([\d| ]+) \|$", page, re.MULTILINE)
+    for part, numbers in rows:
+        files = [counts for path, counts in result["files"].items() if path.startswith(part)]
+        found = Counter(one["kind"] for one in result["survivors"] if one["at"].startswith(part))
+        expected = [sum(counts[name] for counts in files) for name in ("killed", "survived")]
+        assert [int(n) for n in numbers.split("|")] == [*expected, *(found[kind] for kind in kinds)], part
+    *parts, everything = (part for part, _ in rows)
+    assert everything == "" and all(sum(path.startswith(part) for part in parts) == 1 for path in result["files"])
+    found = Counter(one["kind"] for one in result["survivors"])
+    assert result["survivors_by_kind"] == {kind: found[kind] for kind in kinds}
 
 
 def mutate(root, *arguments, **keywords):

@@ -363,6 +363,11 @@ def test_weights_by_hand():
     for normalization in ("sequence", "batch"):
         weights = completion_weights(advantages, lengths, 2, normalization, 2.0, scored=scored)
         torch.testing.assert_close(weights, tensor([0, 0, 1.0, -1.0]))
+    # a single completion scored is the only term of each mean: 2 A / (1 * 2 tokens)
+    scored = torch.tensor([False, False, False, True])
+    for normalization in ("group", "sequence", "batch"):
+        weights = completion_weights(advantages, lengths, 2, normalization, 2.0, scored=scored)
+        torch.testing.assert_close(weights, tensor([0, 0, 0, -2.0]))
 
 
 # PPO, GRPO, Dr. GRPO, DAPO (Table 9) --------------------------------------------------------------------------------
@@ -401,6 +406,9 @@ def test_grpo_loss_by_hand():
     logps, old_logps, advantages, mask = ratio_arguments()
     loss = grpo_loss(logps, old_logps, advantages, mask, beta=0.5, ref_logps=logps + math.log(2))
     assert loss.item() == pytest.approx(policy + 0.5 * (1 - math.log(2)))
+    # an odd number of completions is as good: the first row once more
+    again = [torch.cat([rows, rows[:1]]) for rows in (logps, old_logps, advantages, mask)]
+    assert grpo_loss(*again).item() == pytest.approx(-(2 * (1.2 + 0.5) / 2 - 1.1) / 3)
 
 
 def test_dr_grpo_loss_by_hand():

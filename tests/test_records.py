@@ -1,6 +1,8 @@
 """Records: what is written is read back; what is damaged is named."""
 
 import json
+import subprocess
+from importlib import metadata
 
 import pandas as pd
 import pytest
@@ -81,6 +83,38 @@ def test_environment_names_versions_and_nothing_private(monkeypatch):
     text = json.dumps(records.environment())
     assert "transformers" in text and "python" in text
     assert "hf_secret_token_value" not in text and "/" not in json.dumps(records.environment()["packages"])
+
+
+def test_the_environment_names_what_decides_a_mark():
+    packages = records.environment()["packages"]
+    for name in ("torch", "transformers", "trl", "math-verify", "latex2sympy2_extended", "sympy", "numpy"):
+        assert packages[name] == metadata.version(name)
+
+
+def test_the_code_revision_is_the_commit_and_whether_it_was_changed(tmp_path):
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    (tmp_path / "code.py").write_text("1")
+    assert records._code_revision(tmp_path) == {"commit": None, "uncommitted_changes": None}
+    git("init")
+    git("add", "code.py")
+    git("commit", "--message", "first")
+    commit = git("rev-parse", "HEAD")
+    (tmp_path / "notes").write_text("not under version control")
+    assert records._code_revision(tmp_path) == {"commit": commit, "uncommitted_changes": False}
+    (tmp_path / "code.py").write_text("2")
+    assert records._code_revision(tmp_path) == {"commit": commit, "uncommitted_changes": True}
+
+
+def test_what_a_line_of_the_first_schema_leaves_out():
+    """A group or a strict reason that nobody gave is none, not an empty one."""
+    item = Item.model_validate({"item_id": "0", "prompt": "p", "gold": "g"})
+    assert (item.group, item.images, item.context) == (None, (), {})
+    sample = _sample(0)
+    assert (sample.reason_strict, sample.extracted_strict, sample.score, sample.score_strict) == (None,) * 4
+    assert (sample.flags, sample.extra, sample.mark, sample.mark_strict) == ((), {}, 1.0, 1.0)
 
 
 def test_lines_are_read_one_by_one(tmp_path):

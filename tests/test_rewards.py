@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from eval_harness import graders
 from eval_harness.errors import UserError
 from eval_harness.sources import read_jsonl
+from gpg_repro import rewards
 from gpg_repro.prompts import OPEN_R1_BOXED, OPEN_R1_THINK, OPEN_RS, PAPER_B3, QWEN_BOXED
 from gpg_repro.rewards import (
     GRADERS,
@@ -25,6 +27,11 @@ CASES = [
     for name in ("rewards", "visual_rewards")
     for case in json.loads((Path(__file__).parent / "cases" / f"{name}.json").read_text(encoding="utf-8"))
 ]
+
+
+@pytest.mark.parametrize("package", [graders, rewards], ids=lambda package: package.__name__)
+def test_what_a_package_exports_is_there(package):
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['reward']}: {c['why']}")

@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 
 from eval_harness import stats
 from eval_harness.stats import (
+    Difference,
     Estimate,
     detectable_difference,
     difference_components,
@@ -20,6 +21,7 @@ from eval_harness.stats import (
     mean_of_differences,
     mean_of_estimates,
     mean_of_items,
+    mean_of_strata,
     mean_pass_at_k,
     paired_difference,
     pass_at_k,
@@ -54,6 +56,19 @@ def test_single_samples():
     assert (estimate.mean, estimate.se) == (0.75, pytest.approx(0.25))
     assert (estimate.low, estimate.high) == wilson(3, 4)
     assert (estimate.num_items, estimate.num_samples) == (4, 4)
+
+
+def test_one_item_has_a_mean_and_an_interval():
+    # one mark: Wilson of 1 of 1, from 1 / (1 + 3.8415) on; several samples of one item say nothing of other items
+    alone, sampled = mean_of_items([[1]]), mean_of_items([[1, 0]])
+    assert (alone.mean, alone.low, alone.high) == (1.0, pytest.approx(0.20655, abs=1e-5), 1.0)
+    assert (sampled.mean, sampled.low, sampled.high) == (0.5, 0.0, 1.0) and math.isnan(sampled.se)
+
+
+def test_how_numbers_are_shown():
+    assert Estimate(0.467, 0.09, 0.302, 0.639, 30, 30).percent() == "46.7 [30.2, 63.9]"
+    gap = Difference(0.032, 0.02, -0.01, 0.074, 0.1, 0.0, 0.0, 0.1, "exact", 30, 30, 5, 3)
+    assert gap.points() == "+3.2 [-1.0, +7.4]"
 
 
 def test_samples_of_an_item_are_clustered():
@@ -123,6 +138,25 @@ def test_average_of_benchmarks_weighs_them_equally():
     assert average.se == pytest.approx(0.025)  # sqrt(.0009 + .0016) / 2
     assert average.high - average.mean == pytest.approx(1.95996 * 0.025, abs=1e-5)
     assert average.num_items == 530
+
+
+def test_strata_are_weighed_by_hand():
+    # a: 1 0, mean .5, se .5; b: 1 1 0 1, mean .75, se .25; c has no item, so a weighs 1/3 and b 2/3
+    # mean .5/3 + 1.5/3 = 2/3; se = sqrt((.5/3)^2 + (.5/3)^2) = .235702; 2/3 - 1.95996 * .235702 = .204699
+    marks, strata = [[1], [1], [0], [1], [0], [1]], ["a", "b", "a", "b", "b", "b"]
+    found = mean_of_strata(marks, strata, {"a": 0.25, "b": 0.5, "c": 0.25})
+    assert (found.mean, found.se) == (pytest.approx(2 / 3), pytest.approx(0.235702, abs=1e-6))
+    assert (found.low, found.high) == (pytest.approx(0.204699, abs=1e-5), 1.0)
+    assert (found.num_items, found.num_samples) == (6, 6)
+    # the other way round the upper end is inside: 1 - .204699
+    other = mean_of_strata([[1 - m[0]] for m in marks], strata, {"a": 0.25, "b": 0.5})
+    assert (other.low, other.high) == (0.0, pytest.approx(0.795301, abs=1e-5))
+    single = mean_of_strata([[1], [0], [1]], ["a", "b", "b"], {"a": 0.5, "b": 0.5})  # one item shows no spread
+    assert (single.mean, single.low, single.high) == (0.75, 0.0, 1.0)
+    with pytest.raises(ValueError, match="no weight for the strata d; known are a, b"):
+        mean_of_strata([[1], [1]], ["a", "d"], {"a": 0.5, "b": 0.5})
+    with pytest.raises(ValueError, match="at least one item"):
+        mean_of_strata([], [], {"a": 1.0})
 
 
 @pytest.mark.full("thousands of simulated experiments")
@@ -205,6 +239,15 @@ def test_majority_by_hand():
     assert (found.mean, found.num_items, found.num_samples) == (0.5, 2, 6)
 
 
+def test_mean_of_majorities_of_fewer_samples():
+    # one vote of 4 4 5: right with chance 2/3, while all three votes are right always
+    rows, marks = [["4", "4", "5"]] * 2, [[1, 1, 0]] * 2
+    found = mean_majority_at_k(rows, marks, 1, rng=np.random.default_rng(0), draws=4000)
+    assert found.mean == pytest.approx(2 / 3, abs=0.02) and mean_majority_at_k(rows, marks).mean == 1
+    once = mean_majority_at_k(rows, marks, 1, rng=np.random.default_rng(0), draws=1)
+    assert once.mean in (0, 0.5, 1)  # a single draw of each item is right or wrong
+
+
 # --- Two models -------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +274,14 @@ def test_a_difference_is_scipys(num_samples):
     assert found.p_kind == "exact"
     assert found.p_value == pytest.approx(drawn.pvalue, abs=5 * math.sqrt(drawn.pvalue / 20_000) + 1e-4)
     assert (found.num_items, found.num_samples) == (40, 40 * num_samples)
+
+
+def test_a_bootstrap_has_as_many_draws_as_asked():
+    a, b = _pair()
+    found = paired_difference(a, b, rng=np.random.default_rng(7), resamples=99)
+    gaps = (a.mean(axis=1) - b.mean(axis=1),)
+    boot = scipy_stats.bootstrap(gaps, np.mean, n_resamples=99, method="BCa", rng=np.random.default_rng(7))
+    assert (found.boot_low, found.boot_high) == pytest.approx(tuple(boot.confidence_interval))
 
 
 def test_exact_p_values_are_scipys_exact_ones():
@@ -342,6 +393,18 @@ def test_two_levels_by_hand():
     for bad in (np.ones((1, 5)), np.ones((5, 1)), np.full((2, 2), np.nan)):
         with pytest.raises(ValueError, match="two seeds"):
             two_level_mean(bad)
+
+
+def test_the_interval_of_two_levels_by_hand():
+    # seeds 0,0,1 / 1,0,1: mean .5, seed means 1/3, 2/3, item means .5, 0, 1; rest -+1/3, +-1/6, +-1/6
+    # MS_seeds = 3 * 1/18 = 1/6, MS_items = 2 * 1/4 = 1/2, MS_rest = 2 * (1/9 + 2/36) / 2 = 1/6
+    # total 1/6 + 1/2 - 1/6 = 1/2, se = sqrt(1/2 / 6), degrees of freedom (1/4) / ((1/36)/1 + (1/4)/2 + (1/36)/2) = 1.5
+    found = two_level_mean(np.array([[0, 0, 1], [1, 0, 1]]))
+    half = scipy_stats.t.ppf(0.975, 1.5) * math.sqrt(1 / 12)
+    assert (found.mean, found.se) == (pytest.approx(0.5), pytest.approx(math.sqrt(1 / 12)))
+    assert (found.low, found.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert (found.se_seeds, found.se_items) == (pytest.approx(1 / 6), pytest.approx(0.5 / math.sqrt(3)))
+    assert (found.num_seeds, found.num_items) == (2, 3)
 
 
 def test_two_levels_cover_new_seeds_and_new_items():
