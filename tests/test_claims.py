@@ -560,6 +560,7 @@ def page(tmp_path_factory):
     return build_claims("tiny", results=tmp_path_factory.mktemp("results"), inspections=False)
 
 
+@pytest.mark.full("judges every claim on all committed records")
 def test_the_page_has_a_row_for_every_claim_and_every_word_says_where_it_was_earned(page):
     assert sorted(page.frame.index) == sorted(CLAIMS)
     starts = {title: [text for text in page.frame["this repository", column] if text != "–"] for title, column in (
@@ -599,6 +600,7 @@ def quick_checks(monkeypatch):
     monkeypatch.setattr(report, "CHECKS", quick)
 
 
+@pytest.mark.full("judges every claim on all committed records")
 def test_every_word_follows_the_rule(monkeypatch, tmp_path, quick_checks):
     """With the rule replaced, each word that rests on a number is the replacement's."""
     monkeypatch.setattr(report, "judge", lambda direction, found, *_: NO if found is not None else NONE)
@@ -644,6 +646,7 @@ def test_a_comparison_of_several_claims_is_read_once(page):
     assert len(used) > len(set(used)) >= len(family)
 
 
+@pytest.mark.full("judges every claim on all committed records")
 def test_files_and_figures(page):
     tables, figures = (page.results / kind / "tiny" for kind in ("tables", "figures"))
     assert {path.name for path in tables.iterdir()} == {"claims.md", "claims.csv", "claims.html"}
@@ -674,6 +677,7 @@ def test_without_any_record_nothing_is_told_of_any_scale(tmp_path, quick_checks)
     assert any("scale smoke" in note for note in made.notes)
 
 
+@pytest.mark.full("judges every claim on all committed records")
 def test_command(tmp_path, monkeypatch, capsys, quick_checks):
     monkeypatch.setenv("GPG_RESULTS", str(tmp_path))
     monkeypatch.setattr(evidence, "reference_runs", lambda *_: [])

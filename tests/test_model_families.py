@@ -230,7 +230,8 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("adapter", [None, pytest.param("LoRA", marks=pytest.mark.full("the same with an adapter"))])
+@pytest.mark.full("every family trains with both trainers")
+@pytest.mark.parametrize("adapter", [None, "LoRA"])
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "GPT2"])
 def test_two_steps_are_those_of_trl(tmp_path, family, adapter):
     """The same gradients, rows packed here and padded there. (TRL's fused head takes no GPT-2.)"""
