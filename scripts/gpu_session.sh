@@ -19,7 +19,7 @@ fi
 
 status=0
 if [ "$what" != bench ]; then
-  timeout 300 "$PY" -m pytest tests/gpu -q 2>&1 | tee "$OUT/tests.txt" || status=1
+  timeout 300 "$PY" -m pytest --confcutdir tests/gpu tests/gpu -q 2>&1 | tee "$OUT/tests.txt" || status=1
 fi
 if [ "$what" != tests ]; then
   # It ends by itself and saves after every row; the limit is for a kernel that hangs.
