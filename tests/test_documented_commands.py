@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pygments.lexers import PythonLexer
+from pygments.token import Error
 
 import eval_harness.__main__
 import gpg_repro.__main__
@@ -141,3 +143,11 @@ def test_there_are_commands_to_check():
     pages = {page for page, *_ in module_calls()} & {page for page, *_ in make_calls()}
     assert {"README.md", "docs/scale.md"} <= pages
     assert len(module_calls()) > 30 and batch_calls()
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"], ids=lambda page: page.name)
+def test_shown_python_can_be_read(page):
+    """What pygments cannot read is a warning of the report, and of no use to whoever copies it."""
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        unread = [text for kind, text in PythonLexer().get_tokens(block) if kind is Error]
+        assert not unread, block
