@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hypothesis  # noqa: F401  (asks who refers to trio's random generator, and a frozen module does not show)
+import hypothesis  # imported early: it asks who refers to trio's random generator, and a frozen module does not show
 import own_data
 import pytest
 
 pytest_plugins = ["tiers", "needs"]
+# No test is timed: on a busy machine one drawn input takes longer than Hypothesis' 200 ms.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores; torch reads it when it is imported
