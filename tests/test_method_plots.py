@@ -63,6 +63,7 @@ def test_population_figure_shows_the_closed_forms():
 
 @pytest.mark.full("every position of the sliders is drawn")
 def test_sliders_redraw_picture_and_numbers():
+    plt.close("all")  # those that other tests left open
     box = method_plots.explorer(QUOTED)
     picture, table = bytes(box.picture.value), box.table.value
     assert picture.startswith(b"\x89PNG") and "draws per step" in table
