@@ -172,6 +172,13 @@ def attention_for(model: PreTrainedModel, batch: dict[str, Any]) -> Iterator[Non
 
 
 def log_probs(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies of `token_scores`, without a request for the auxiliary loss."""
+    return token_scores(model, batch)[:2]
+
+
+def token_scores(
+    model: nn.Module, batch: dict[str, Any], auxiliary: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Log-probabilities of the completion tokens of a collated batch, and entropies if the model's head computes any.
 
     Call it, and the backward pass, within `attention_for`.
@@ -179,17 +186,19 @@ def log_probs(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor |
     Args:
         model: with TRL's fused head, in whatever data parallelism wraps around it.
         batch: from `collate_packed` or `collate_plain`.
+        auxiliary: also the load-balancing loss of a mixture of experts, a scalar; packed batches need `uses`.
 
     Returns:
-        Both [rows, T]; what stands beyond a completion's end means nothing.
+        Both [rows, T], of which values beyond a completion's end mean nothing; and the auxiliary loss or None.
     """
-    outputs = model(**batch["inputs"], fused_lm_head=True)
+    more = {"output_router_logits": True} if auxiliary else {}
+    outputs = model(**batch["inputs"], **more, fused_lm_head=True)
     # One prediction for every token of a packed sequence; for every token but the first of plain rows, whatever an
     # adapter puts before them.
     width = batch["inputs"]["input_ids"].size(1) - ("layout" not in batch)
     entropy, places = outputs.entropy, batch["places"]
     values = outputs.log_probs[:, -width:].flatten()[places]
-    return values, None if entropy is None else entropy[:, -width:].flatten()[places]
+    return values, None if entropy is None else entropy[:, -width:].flatten()[places], outputs.aux_loss
 
 
 # Attention ----------------------------------------------------------------------------------------------------------

@@ -241,7 +241,12 @@ def _keys(rows: Sequence[Row], tokens: Sequence[np.ndarray], model: PreTrainedMo
 
 
 def collate_packed(
-    rows: Sequence[Row], model: PreTrainedModel, pad_token_id: int, share: bool = True, keep_copies: bool | None = None
+    rows: Sequence[Row],
+    model: PreTrainedModel,
+    pad_token_id: int,
+    share: bool = True,
+    keep_copies: bool | None = None,
+    uses: bool = False,
 ) -> dict[str, Any]:
     """Rows as one sequence without padding.
 
@@ -251,6 +256,8 @@ def collate_packed(
         pad_token_id: stands in for the completion of a row that has none; its prediction counts for nothing.
         share: False sends each row through the model whole.
         keep_copies: see `Layout`; by default where layers are checkpointed.
+        uses: for the auxiliary loss of a mixture of experts. The last token of every row goes through the model, too,
+            and `inputs` holds as `attention_mask` (which packed attention does not read) how many rows use each token.
 
     Returns:
         What `gpg_repro.batch.collate_completions` makes of the rows, and
@@ -266,6 +273,9 @@ def collate_packed(
     lengths = [(len(row["prompt_ids"]), len(end)) for row, end in zip(rows, ends, strict=True)]
     flat = torch.cat([part for row, end in zip(rows, ends, strict=True) for part in (row["prompt_ids"], end)])
     tokens = np.split(flat.cpu().numpy(), np.cumsum([sum(pair) for pair in lengths])[:-1])
+    if uses:  # the trie leaves out the last token of what it gets
+        has_end = [len(row["completion_ids"]) > 0 for row in rows]
+        tokens = [np.append(ids, -1) if more else ids for ids, more in zip(tokens, has_end, strict=True)]
     keys, atoms = _keys(rows, tokens, model)
     layout = Layout(
         build_trie(keys, atoms, share), model.is_gradient_checkpointing if keep_copies is None else keep_copies
@@ -278,6 +288,7 @@ def collate_packed(
         ids.append(tokens[first][stretch])
         following = tokens[first][stretch.start + 1 : stretch.stop + 1].copy()
         following[: max(min(lengths[row][0] for row in segment.rows) - 1 - segment.depth, 0)] = -100
+        following[following < 0] = -100
         labels.append(following)
         positions.append(position_of(first, stretch))
         if atoms[first] is not None and stretch.start <= atoms[first][0] < stretch.stop:
@@ -285,7 +296,7 @@ def collate_packed(
     position_ids = np.concatenate(positions, axis=1)
     places = np.zeros(batch["completion_ids"].shape, dtype=np.int64)
     for row, (where, (prompt, end)) in enumerate(zip(layout.places(len(rows)), lengths, strict=True)):
-        places[row, :end] = where[prompt - 1 :]
+        places[row, :end] = where[prompt - 1 : prompt - 1 + end]
 
     def moved(*values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.concatenate(values)).to(device)
@@ -297,6 +308,9 @@ def collate_packed(
         "shift_labels": moved(*labels).unsqueeze(0),
         **(collate_images(images) if images else {}),
     }
+    if uses:
+        counts = [np.full(segment.length, len(segment.rows), dtype=np.float32) for segment in layout.segments]
+        batch["inputs"]["attention_mask"] = moved(*counts).unsqueeze(0)
     for key in SEQUENCE_KEYS if images else ():
         if key in rows[0]:
             kinds = [rows[s.rows[0]][key][s.depth : s.depth + s.length] for s in layout.segments]

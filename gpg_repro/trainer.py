@@ -51,6 +51,8 @@ Departures from TRL 1.16's GRPOTrainer
     order of prompts in `prompt_order`; it may not override what this trainer does not call (`REFUSED_METHODS`).
 20. `eval_loss` is the loss of the evaluation set as one batch, alpha included; TRL's is a mean over processes and
     batches, which depends on both.
+21. The auxiliary loss of a mixture of experts is that of the tokens trained on. Passes count by their tokens, where TRL
+    takes the mean of micro-batches; `eval_loss` is without it.
 
 Collectives beside TRL's: one gather of lengths per draw, one reduction of logged sums per step (or evaluation batch),
 one gather of row sums per evaluation batch, and, when processes hold unequal numbers of rows to train on, one exchange
@@ -110,7 +112,7 @@ from gpg_repro.objective import (
     kl_k3,
     valid_groups,
 )
-from gpg_repro.packed_attention import attention_for, difference, log_probs, probe_rows, refusal
+from gpg_repro.packed_attention import attention_for, difference, probe_rows, refusal, token_scores
 from gpg_repro.packing import collate_packed, collate_plain, copy_rows
 
 logger = logging.getLogger(__name__)
@@ -147,7 +149,6 @@ REQUIRED_SETTINGS: dict[str, tuple[Any, str]] = {
     "top_entropy_quantile": (1.0, "GPG trains on every token"),
     "entropy_coef": (0.0, "GPG has no entropy bonus"),
     "use_adaptive_entropy": (False, "GPG has no entropy bonus"),
-    "router_aux_loss_coef": (0.0, "GPG has no auxiliary loss"),
     "use_bias_correction_kl": (False, "GPG has no probability ratio to correct the KL term by"),
     "ignore_data_skip": (False, "a resumed run goes on with the next prompts of its stream"),
     "remove_unused_columns": (False, "reward functions get every column of the training set"),
@@ -254,7 +255,6 @@ class GPGConfig(GRPOConfig):
     loss_type: str = field(default="gpg", metadata={"help": "Fixed to 'gpg'; see normalization."})
     scale_rewards: str | None = field(default=None, metadata={"help": "Follows f_norm; set that instead."})
     vllm_importance_sampling_correction: bool = field(default=False, metadata={"help": "Fixed to False."})
-    router_aux_loss_coef: float | None = field(default=0.0, metadata={"help": "Fixed to 0."})
     use_bias_correction_kl: bool = field(default=False, metadata={"help": "Fixed to False: k3, as it is."})
 
     def __post_init__(self):
@@ -1130,6 +1130,9 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         # rows for a pass, and all of them where no group has a signal, send a short row of weight zero.
         idle = min(draws[-1].rows.values(), key=_num_tokens) | {"loss_weights": 0.0, "kl_weights": 0.0}
         passes = [self._collate(batch or [idle], shared) for batch in batches or [[]]]
+        num_tokens = sum(size.prompt + size.completion for size in sizes)
+        for made, batch in zip(passes, batches or [[]], strict=True):
+            made["aux_weight"] = num_processes * sum(map(_num_tokens, batch)) / max(num_tokens, 1)
         # Gradients are reduced in the last accumulation step: it must not be an empty one.
         return [None] * (self.args.gradient_accumulation_steps - len(passes)) + passes
 
@@ -1175,7 +1178,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         if self._cannot_pack:
             return collate_plain(rows, pad)
         model = self.accelerator.unwrap_model(self.model)
-        return collate_packed(rows, model, pad, shared)
+        return collate_packed(rows, model, pad, shared, uses=self.aux_loss_enabled)
 
     def _weigh(
         self,
@@ -1240,6 +1243,15 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         loss = terms.sum()
         counted = mask * _column(inputs["kl_weights"] != 0, mask)  # all but the rows that only keep processes in step
         sums = {"entropy": (entropies, counted), "tokens/trained": (torch.ones_like(logps), counted)}
+        if self.aux_loss_enabled and "aux_weight" in inputs:
+            if "aux_loss" not in inputs:
+                raise RuntimeError(
+                    f"{type(self).__name__}._log_probs left no 'aux_loss' in the batch, but router_aux_loss_coef is "
+                    f"{self.router_aux_loss_coef:g}. Call the parent's _log_probs, or set router_aux_loss_coef=0.0."
+                )
+            auxiliary, weight = inputs.pop("aux_loss"), inputs["aux_weight"]
+            loss = loss + self.router_aux_loss_coef * weight * auxiliary
+            sums["aux_loss"] = (auxiliary, torch.full_like(auxiliary, weight))
         if self.model.training:
             sums["tokens/forward"] = (counted.any().double() * inputs["num_tokens"], torch.ones((), device=mask.device))
         if "ref_per_token_logps" in inputs:
@@ -1257,9 +1269,16 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         return loss
 
     def _log_probs(self, model, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities and entropies of a collated batch, [rows, T]."""
+        """Log-probabilities and entropies of a collated batch, [rows, T].
+
+        In training it leaves the auxiliary loss of a mixture of experts, a scalar, in the batch as `aux_loss`.
+        """
+        auxiliary = self.aux_loss_enabled and "aux_weight" in batch
         with attention_for(self.accelerator.unwrap_model(model), batch), self.accelerator.autocast():
-            return log_probs(model, batch)
+            logps, entropies, loss = token_scores(model, batch, auxiliary)
+        if auxiliary:
+            batch["aux_loss"] = loss
+        return logps, entropies
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs

@@ -225,8 +225,7 @@ def test_pictures_of_other_families(make):
 REWARDS = ((1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 1, 1))
 SAME = {
     GPGTrainer: {"normalization": "batch", "f_norm": "group", "age": False, "share_prompt": "on"},
-    # GPG has no auxiliary loss of a mixture of experts.
-    GRPOTrainer: {"loss_type": "dapo", "beta": 0.0, "scale_rewards": "group", "router_aux_loss_coef": 0.0},
+    GRPOTrainer: {"loss_type": "dapo", "beta": 0.0, "scale_rewards": "group"},
 }
 
 
@@ -251,6 +250,7 @@ def test_two_steps_are_those_of_trl(tmp_path, family, adapter):
             max_steps=2,
             learning_rate=1e-2,
             optim="sgd",
+            router_aux_loss_coef=0.0,  # of tokens without a signal too in TRL; a test of its own
             **same,
         )
         if trainer is GPGTrainer:
@@ -259,3 +259,96 @@ def test_two_steps_are_those_of_trl(tmp_path, family, adapter):
         assert ours.keys() == theirs.keys()
         norm = torch.cat([g.flatten() for g in theirs.values()]).norm()
         assert norm > 0 and torch.cat([(ours[k] - theirs[k]).flatten() for k in theirs]).norm() < 1e-4 * norm
+
+
+AUXILIARY = {"router_aux_loss_coef": 0.5, "output_router_logits": False}
+
+
+@pytest.mark.full("every kind of pass with both trainers")
+@pytest.mark.parametrize("adapter", [None, "LoRA"])
+@pytest.mark.parametrize("share_prompt", ["on", "off", "padded"])
+@pytest.mark.parametrize("family", ["Qwen3Moe", "Mixtral"])
+def test_the_auxiliary_loss_of_experts_is_that_of_trl(tmp_path, family, share_prompt, adapter):
+    """The model's own coefficient; every token counts once per row that has it, padding never."""
+    found = {}
+    kinds = {
+        GRPOTrainer: {"loss_type": "dapo", "beta": 0.0, "scale_rewards": "group"},
+        GPGTrainer: SAME[GPGTrainer] | {"skip_invalid_groups": False, "share_prompt": share_prompt},
+    }
+    if share_prompt == "padded":
+        kinds[GPGTrainer] |= {"share_prompt": "on"}
+    for trainer, settings in kinds.items():
+        model = bare_model_of(family)
+        vars(model.config).update(AUXILIARY)
+        if adapter:
+            set_seed(1)
+            lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+            model = peft.get_peft_model(model, lora)
+        if share_prompt == "padded" and trainer is GPGTrainer:
+            model.config._attn_implementation = "eager"
+            trainer = type("Padded", (GPGTrainer,), {"_packing_refused": lambda self: "a test"})
+        run, steps = scripted.train(
+            tmp_path / trainer.__name__,
+            trainer,
+            REWARDS,
+            (20, 1),
+            model=model,
+            max_steps=2,
+            learning_rate=1e-2,
+            optim="sgd",
+            **settings,
+        )
+        assert run.router_aux_loss_coef == 0.5 and run.aux_loss_enabled
+        found[trainer] = steps, [entry["aux_loss"] for entry in run.state.log_history if "aux_loss" in entry]
+    (theirs, their_logs), (ours, our_logs) = found.values()
+    assert len(our_logs) == 2 and our_logs == pytest.approx(their_logs, rel=1e-4)
+    for actual, expected in zip(ours, theirs, strict=True):
+        norm = torch.cat([g.flatten() for g in expected.values()]).norm()
+        assert norm > 0 and torch.cat([(actual[k] - expected[k]).flatten() for k in expected]).norm() < 1e-4 * norm
+
+
+ALONE = SAME[GPGTrainer] | {"share_prompt": "off"}
+
+
+class Auxiliary(GPGTrainer):
+    """Keeps the weight and the tokens of every pass."""
+
+    def _compute_loss(self, model, inputs):
+        self.kept = [
+            *getattr(self, "kept", []),
+            (inputs["aux_weight"], inputs["inputs"]["attention_mask"].sum().item()),
+        ]
+        return super()._compute_loss(model, inputs)
+
+
+def test_passes_count_by_their_tokens_in_the_auxiliary_loss(tmp_path):
+    model = bare_model_of("Qwen3Moe")
+    run, steps = scripted.train(tmp_path, Auxiliary, REWARDS, (5, 4), model=model, router_aux_loss_coef=0.5, **ALONE)
+    # Three of five groups have a signal: prompts of 1, 4 and 5 tokens, four rows each, and completions of 69.
+    weights, uses = (torch.tensor(values) for values in zip(*run.kept, strict=True))
+    assert uses.sum() == 4 * (1 + 4 + 5) + 69 and len(set(uses.tolist())) > 1
+    assert torch.allclose(weights, uses / 109)
+    _, without = scripted.train(
+        tmp_path,
+        GPGTrainer,
+        REWARDS,
+        (10, 2),
+        model=bare_model_of("Qwen3Moe"),
+        router_aux_loss_coef=0.0,
+        **SAME[GPGTrainer],
+    )
+    gates = [name for name in without[0] if name.endswith("mlp.gate.weight")]
+    assert gates and all((steps[0][name] - without[0][name]).norm() > 0.1 * without[0][name].norm() for name in gates)
+
+
+def test_a_hook_that_drops_the_auxiliary_loss_is_refused(tmp_path):
+    with pytest.raises(RuntimeError, match="Float64Trainer._log_probs left no 'aux_loss' in the batch"):
+        scripted.train(
+            tmp_path,
+            scripted.Float64Trainer,
+            REWARDS,
+            (20, 1),
+            model=bare_model_of("Qwen3Moe"),
+            router_aux_loss_coef=0.5,
+            **SAME[GPGTrainer],
+        )

@@ -654,7 +654,6 @@ REFUSED = {
     "top_entropy_quantile": 0.2,
     "entropy_coef": 0.01,
     "use_adaptive_entropy": True,
-    "router_aux_loss_coef": 0.001,
     "use_bias_correction_kl": True,
     "ignore_data_skip": True,
     "remove_unused_columns": True,
