@@ -191,6 +191,9 @@ def _moving(recipe: dict[str, Any]) -> dict[str, Any]:
     for key in ("save_steps", "keep_checkpoints", *VLLM_PLACE):
         recipe["setup"]["training"].pop(key, None)
     setup = recipe["setup"]
+    if recipe["method"] != "gpg" and setup["training"]["temperature"] == 1.0:
+        # Nothing is divided. The rivals' choice came after their records.
+        recipe["objective"]["logp_temperature"] = "sampling"
     for part, model, later in (
         (recipe["objective"], Objective, _LATER_KEYS),
         (setup, Setup, _LATER_SETUP_KEYS),
@@ -270,17 +273,12 @@ def _normalizer(method: str, normalization: str) -> str | None:
     "objective.beta_th",
     "objective.fixed_alpha",
     "objective.alpha_from",
-    "objective.logp_temperature",
 )
-def _rivals(
-    method: str, age: bool, beta_th: float, alpha: float | None, alpha_from: str | None, temperature: str
-) -> str | None:
+def _rivals(method: str, age: bool, beta_th: float, alpha: float | None, alpha_from: str | None) -> str | None:
     if method in ("gpg", "sft"):
         return None
     switches = {"age": age, "beta_th": beta_th, "fixed_alpha": alpha, "alpha_from": alpha_from}
     given = [name for name, value in switches.items() if value]
-    if temperature != "sampling":
-        given.append("logp_temperature: one")
     return f"method {method} is TRL's own and has no {', '.join(given)}: only gpg does." if given else None
 
 
@@ -325,6 +323,13 @@ def _supervised(method: str, f_norm: str, age: bool, beta_th: float, alpha: floa
     if method != "sft" or (f_norm, age, beta_th, alpha, beta_kl) == ("none", False, 0.0, None, 0.0):
         return None
     return "method sft has no advantages: its objective must be f_norm none, age false, beta_th 0, beta_kl 0."
+
+
+@_rule("method", "objective.logp_temperature")
+def _supervised_temperature(method: str, temperature: str) -> str | None:
+    if method != "sft" or temperature == "sampling":
+        return None
+    return "method sft divides no logits: leave logp_temperature out."
 
 
 @_rule("method", "setup.rewards", "training.num_generations")

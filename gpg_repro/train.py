@@ -529,7 +529,7 @@ def processor_of(recipe: Recipe, base: str) -> Any:
 
 
 def objective_arguments(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe's method and objective mean to `GPGConfig` (method gpg) or TRL's `GRPOConfig` (the rivals)."""
+    """What a recipe's method and objective mean to `GPGConfig` (method gpg) or `GRPOBaselineConfig` (the rivals)."""
     o = recipe.objective
     if recipe.method != "gpg":
         return {
@@ -539,6 +539,7 @@ def objective_arguments(recipe: Recipe) -> dict[str, Any]:
             "epsilon": o.epsilon,
             "epsilon_high": o.epsilon_high,
             "vllm_importance_sampling_correction": False,
+            "logp_temperature": o.logp_temperature,
         }
     return {
         "fidelity": recipe.fidelity,
@@ -566,7 +567,7 @@ def build_trainer(
         log_to: ``trackio`` or ``wandb`` to report there; TensorBoard is a callback of ``train``.
         run_name: name of the run there.
     """
-    from gpg_repro.trainer import GPGConfig, GPGTrainer, GRPOBaselineTrainer, GRPOConfig
+    from gpg_repro.trainer import GPGConfig, GPGTrainer, GRPOBaselineConfig, GRPOBaselineTrainer
 
     t = recipe.setup.training
     on_gpu = torch.cuda.is_available()
@@ -619,7 +620,7 @@ def build_trainer(
         return _supervised_trainer(base, dataset, common, seeing)
     sharing = {"share_prompt": t.share_prompt} if recipe.method == "gpg" else {}
     generation = _vllm_arguments(t) if t.use_vllm else {}
-    config, trainer = (GPGConfig, GPGTrainer) if recipe.method == "gpg" else (GRPOConfig, GRPOBaselineTrainer)
+    config, trainer = (GPGConfig, GPGTrainer) if recipe.method == "gpg" else (GRPOBaselineConfig, GRPOBaselineTrainer)
     return trainer(
         model=base,
         reward_funcs=[get_reward(name) for name in recipe.setup.rewards],

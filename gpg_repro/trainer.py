@@ -113,7 +113,7 @@ from gpg_repro.objective import (
     valid_groups,
 )
 from gpg_repro.packed_attention import attention_for, difference, probe_rows, refusal, token_scores
-from gpg_repro.packing import collate_packed, collate_plain, copy_rows
+from gpg_repro.packing import base_model, collate_packed, collate_plain, copy_rows
 
 logger = logging.getLogger(__name__)
 
@@ -456,6 +456,18 @@ class GroupMetricsMixin(RestoredWeights):
         # Around whatever a subclass makes of it: the rewards that TRL goes on with are ours, too.
         self._calculate_rewards = self._with_rewards_kept(self._calculate_rewards)
 
+    def _undivide_logits(self) -> None:
+        """With `logp_temperature="one"`: log-probabilities and entropies from logits not divided by the temperature."""
+        if self.args.logp_temperature != "one" or self.args.temperature == 1.0:
+            return
+        for policy in filter(None, (self.model, self.ref_model)):  # replaces the head that TRL added
+            add_fused_lm_head(
+                base_model(self.accelerator.unwrap_model(policy)),
+                temperature=1.0,
+                cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32,
+                outputs=("log_probs", "entropy"),
+            )
+
     def _find_accuracy_reward(self, name: str | None) -> int | None:
         names = self.reward_func_names
         if name is not None and name not in names:
@@ -613,11 +625,39 @@ class EpochSampler(Sampler[int]):
         return len(self.sampler)
 
 
+@dataclass
+class GRPOBaselineConfig(GRPOConfig):
+    """TRL's `GRPOConfig` with GPG's choice of `logp_temperature`.
+
+    Raises:
+        ValueError: an unknown `logp_temperature`.
+    """
+
+    logp_temperature: str = field(default="sampling", metadata={"help": "As GPGConfig's."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.logp_temperature not in LOGP_TEMPERATURES:
+            raise ValueError(
+                f"logp_temperature={self.logp_temperature!r} is unknown: expected one of "
+                f"{', '.join(map(repr, LOGP_TEMPERATURES))}."
+            )
+
+
 class GRPOBaselineTrainer(GroupMetricsMixin, GRPOTrainer):
     """TRL's own GRPOTrainer, logging the metrics of `GroupMetricsMixin`: the comparison rows.
 
-    A run that is resumed in a later epoch sees the prompts an undisturbed one would see.
+    A run that is resumed in a later epoch sees the prompts an undisturbed one would see. `args` is a
+    `GRPOBaselineConfig`.
     """
+
+    def __init__(self, model, reward_funcs=None, args: GRPOBaselineConfig | None = None, *remaining, **kwargs):
+        if not isinstance(args, GRPOBaselineConfig):
+            raise TypeError(
+                f"GRPOBaselineTrainer got args of type {type(args).__name__}: expected a GRPOBaselineConfig."
+            )
+        super().__init__(model, reward_funcs, args, *remaining, **kwargs)
+        self._undivide_logits()
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         sampler = super()._get_train_sampler(dataset)
@@ -711,16 +751,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         super().__init__(model, reward_funcs, args, *remaining, **kwargs)
         if self.train_dataset is not None and self._streams():
             self._refuse_for_streams()
-        if args.logp_temperature == "one" and args.temperature != 1.0:
-            # Replaces the head TRL added: same log-probabilities and entropies, from logits not divided by temperature.
-            for policy in filter(None, (self.model, self.ref_model)):
-                policy = self.accelerator.unwrap_model(policy)
-                add_fused_lm_head(
-                    policy.get_base_model() if hasattr(policy, "peft_config") else policy,
-                    temperature=1.0,
-                    cast_lm_head_to_fp32=args.cast_lm_head_to_fp32,
-                    outputs=("log_probs", "entropy"),
-                )
+        self._undivide_logits()
         self._stream: PromptStream | None = None
         self._stream_position: int | None = None  # draws made since the start of the run
         self._passes: list[dict[str, Any] | None] = []  # one entry per accumulation step; None: nothing to do

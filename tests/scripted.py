@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM,
 from trl import GRPOConfig
 
 from gpg_repro.packed_attention import attention_for
-from gpg_repro.trainer import GPGConfig, GPGTrainer
+from gpg_repro.trainer import GPGConfig, GPGTrainer, GRPOBaselineConfig, GRPOBaselineTrainer
 
 NUM_GENERATIONS = 4
 UNSCORED = 9  # the completion's first token when the reward function answers None
@@ -149,7 +149,8 @@ def train(
     **settings,
 ):
     """One short run; returns the trainer and the recorded gradients. `settings` go to the trainer's config class."""
-    config_class = GPGConfig if issubclass(trainer_class, GPGTrainer) else GRPOConfig
+    ours = {GPGTrainer: GPGConfig, GRPOBaselineTrainer: GRPOBaselineConfig}
+    config_class = next((made for kind, made in ours.items() if issubclass(trainer_class, kind)), GRPOConfig)
     settings = {
         "max_steps": 1,
         "num_generations": NUM_GENERATIONS,

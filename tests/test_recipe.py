@@ -226,7 +226,8 @@ def test_bad_overrides_are_named(override, message):
         ("table1_gpg_age", ["fixed_alpha=2"], "age and fixed_alpha each set the factor"),
         ("table1_gpg_age", ["alpha_from=table1_gpg"], "age and alpha_from each set the factor"),
         ("control_mean_clipped", ["fixed_alpha=2"], "fixed_alpha and alpha_from each set the factor"),
-        ("table1_grpo", ["age=true", "beta_th=0.6", "logp_temperature=one"], "no age, beta_th, logp_temperature: one"),
+        ("table1_grpo", ["age=true", "beta_th=0.6"], "method grpo is TRL's own and has no age, beta_th"),
+        ("table7_sft", ["logp_temperature=one"], "method sft divides no logits: leave logp_temperature out"),
         ("table9_dapo", ["alpha_from=table1_gpg_age"], "method dapo is TRL's own and has no alpha_from"),
         ("table9_dapo", ["share_prompt=on"], "method dapo is TRL's own and cannot share prompts"),
         ("table1_dr_grpo", ["normalization=group"], "no normalization group"),
@@ -295,7 +296,7 @@ def test_a_file_is_checked_whole(refused):
     """Unknown keys, missing keys, values, rules and the scales that were not asked for: one error."""
     raw = _raw() | {"fidelty": "paper", "method": "grpo"}
     del raw["serves"]
-    raw["objective"]["normalization"] = "group"
+    raw["objective"] |= {"normalization": "group", "fixed_alpha": 2}
     raw["scales"]["tiny"]["training"]["top_p"] = 3
     raw["scales"]["paper"]["training"]["per_device_train_batch_size"] = 5
     raw["scales"]["paper"]["dataset"] = "open_s2"
@@ -305,7 +306,7 @@ def test_a_file_is_checked_whole(refused):
         "unknown key 'fidelty'; did you mean 'fidelity'",
         "missing key 'serves'",
         "no normalization group",
-        "logp_temperature: one",  # GRPO has no such switch
+        "has no fixed_alpha",
         "setup.training.top_p",
         "scale paper: 5 completions per device x 4 accumulation steps x 16 processes = 320",
         "did you mean 'open_s1'",

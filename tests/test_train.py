@@ -29,6 +29,7 @@ from gpg_repro.train import (
     base_model,
     build_trainer,
     check_logger,
+    objective_arguments,
     train,
     training_rows,
     whole_saves,
@@ -474,3 +475,11 @@ def test_another_number_of_processes_is_another_run(monkeypatch, tmp_path):
     one = train(recipe, root=tmp_path, progress=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert train(recipe, root=tmp_path, progress=False) != one
+
+
+@pytest.mark.parametrize("row", ["rs1", "rs3"])
+def test_table_3_compares_rows_of_one_temperature(row):
+    """Departure 30 of the released code: the library under both rows divides no logits, at a temperature of 0.7."""
+    gpg, grpo = (load_recipe(f"table3_{method}_{row}", scale="paper") for method in ("gpg", "grpo"))
+    assert objective_arguments(gpg)["logp_temperature"] == objective_arguments(grpo)["logp_temperature"] == "one"
+    assert gpg.setup.training.temperature == grpo.setup.training.temperature == 0.7

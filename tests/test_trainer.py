@@ -34,7 +34,14 @@ from transformers import Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from gpg_repro.objective import age_alpha, gpg_loss, group_advantages, kl_k3, valid_groups
-from gpg_repro.trainer import REQUIRED_SETTINGS, GPGConfig, GPGTrainer, GRPOBaselineTrainer, group_metrics
+from gpg_repro.trainer import (
+    REQUIRED_SETTINGS,
+    GPGConfig,
+    GPGTrainer,
+    GRPOBaselineConfig,
+    GRPOBaselineTrainer,
+    group_metrics,
+)
 
 # Rewards of 5 groups of 4: mixed, all right, all wrong, mixed, mixed. B = 5, M = 2, alpha = 5/3.
 REWARDS = ((1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 1, 1))
@@ -440,7 +447,7 @@ def test_accuracy_reward_is_found_by_name(tmp_path):
 
 def test_baseline_trainer_changes_nothing_but_logging(tmp_path):
     settings = {"layout": (4, 2), "scripted": False, "shuffle_dataset": True, "max_steps": 5}  # 2 steps an epoch
-    settings["reward_funcs"] = letter_accuracy
+    settings |= {"reward_funcs": letter_accuracy, "temperature": 0.7}
     trainer, baseline = train(tmp_path, GRPOBaselineTrainer, **settings)
     stock_trainer, stock = train(tmp_path, GRPOTrainer, **settings)
     for step in range(5):
@@ -452,6 +459,52 @@ def test_baseline_trainer_changes_nothing_but_logging(tmp_path):
     assert logged(scripted)["alpha_applied"] == 1.0
     unchanged = set(logged(stock_trainer)) - {"reward_std", "step_time"}
     assert {name: logged(trainer)[name] for name in unchanged} == {n: logged(stock_trainer)[n] for n in unchanged}
+
+
+LARGE = {"max_steps": 4, "learning_rate": 0.05, "optim": "sgd", "beta": 0.3, "rewards": ((1, 1, 0, 0), (1, 0, 0, 0))}
+
+
+def distances(found: list[dict], expected: list[dict]) -> list[float]:
+    """Relative distance of the gradients of two runs, step by step."""
+    flat = [[torch.cat([g.flatten() for g in step.values()]) for step in steps] for steps in (found, expected)]
+    return [((a - b).norm() / b.norm()).item() for a, b in zip(*flat, strict=True)]
+
+
+@pytest.mark.parametrize("logp_temperature", ["sampling", "one"])
+def test_gpg_with_std_and_kl_is_the_baseline(tmp_path, logp_temperature):
+    """Section 3.1 and Appendix C, beyond the first step, where every KL term has gradient zero."""
+    make_model().save_pretrained(tmp_path / "initial")
+
+    def gradients(*args, **more):
+        model = Qwen2ForCausalLM.from_pretrained(tmp_path / "initial")
+        settings = LARGE | {"layout": (8, 1), "temperature": 0.7, "logp_temperature": logp_temperature}
+        return train(tmp_path, *args, model=model, **settings, **more)[1]
+
+    gpg = gradients(f_norm="group", age=False, normalization="sequence")
+    grpo = gradients(GRPOBaselineTrainer, loss_type="grpo", use_bias_correction_kl=False)
+    assert max(distances(gpg, grpo)) < 2e-5
+    # TRL's default multiplies the term by the probability ratio: the same at step 1, another gradient later.
+    stock = gradients(GRPOBaselineTrainer, loss_type="grpo")
+    apart = distances(stock, grpo)
+    assert apart[0] < 1e-5 and max(apart) > 1e-2
+
+
+def test_the_temperature_of_the_baseline(tmp_path):
+    settings = LARGE | {"layout": (8, 1), "temperature": 0.7, "beta": 0.0}
+    (divided, undivided), stock = (
+        [train(tmp_path, GRPOBaselineTrainer, logp_temperature=value, **settings)[1] for value in ("sampling", "one")],
+        train(tmp_path, GRPOTrainer, **settings)[1],
+    )
+    assert max(distances(divided, stock)) == 0 and min(distances(undivided, stock)) > 1e-2
+    _, at_one = train(tmp_path, GRPOTrainer, **settings | {"temperature": 1.0})
+    assert max(distances(undivided, at_one)) < 1e-5
+
+
+def test_a_baseline_takes_its_own_settings_alone(tmp_path):
+    with pytest.raises(TypeError, match="got args of type GRPOConfig: expected a GRPOBaselineConfig"):
+        GRPOBaselineTrainer(make_model(), accuracy_reward, GRPOConfig(str(tmp_path), bf16=False, use_cpu=True))
+    with pytest.raises(ValueError, match="logp_temperature='two' is unknown: expected one of 'sampling', 'one'"):
+        GRPOBaselineConfig(str(tmp_path), bf16=False, use_cpu=True, logp_temperature="two")
 
 
 def test_evaluation_runs_with_its_own_group_size(tmp_path):
