@@ -102,8 +102,10 @@ def test_a_kill_at_a_moment(victim, tmp_path):
 def test_orphans_are_named(tmp_path):
     trace = tmp_path / "trace"
     environment = {**os.environ, "MARK": json.dumps({"trace": str(trace)})}
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environment)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], env=environment, **pipes)
     try:
+        process.stdout.readline()  # for a moment after it begins, its environment cannot be read
         (problem,) = wait_for_orphans(trace, 0.5)
         assert str(process.pid) in problem and process.wait(20) < 0
     finally:
