@@ -361,7 +361,7 @@ def implied(column: str, row: PrintedRow) -> tuple[float, float]:
     for name, count in names.items():
         p = row.printed[name] / 100
         parts.append(Estimate(p, math.sqrt(p * (1 - p) / count), 0.0, 1.0, count, count))
-    whole = mean_of_estimates(parts)
+    whole = mean_of_estimates(parts, interval="normal")
     half = 100 * (whole.high - whole.mean)
     return row.printed["average"] - half, row.printed["average"] + half
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from eval_harness import private, provenance, records, runner
+from eval_harness import identity, private, provenance, records, runner
 from eval_harness.__main__ import format_run, main
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.engines import EngineProcess, EngineSettings, Request, Sampling
@@ -286,10 +286,10 @@ def test_old_runs_keep_their_fingerprints(name):
         loaded.append((benchmark, benchmark.load(), result.decoding))
     asked = {name: run.settings[name] for name in ("dtype", "max_model_len", "chat_template")}
     settings = EngineSettings("anything", **asked)
-    request = runner._request_of(run.model, run.engine["name"], settings, loaded, run.settings["limit"])
-    assert runner._fingerprint(request) == run.fingerprint
+    request = identity.request_of(run.model, run.engine["name"], settings, loaded, run.settings["limit"])
+    assert identity.fingerprint(request) == run.fingerprint
     changed = EngineSettings("anything", **asked, deterministic=True)
-    assert runner._request_of(run.model, run.engine["name"], changed, loaded, run.settings["limit"]) != request
+    assert identity.request_of(run.model, run.engine["name"], changed, loaded, run.settings["limit"]) != request
 
 
 # verify ---------------------------------------------------------------------------------------------------------------
