@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -22,6 +24,7 @@ from eval_harness.benchmarks import Benchmark, get_benchmark, prompts_hash
 from eval_harness.engines.base import EngineSettings
 from eval_harness.engines.openai import server_of
 from eval_harness.images import ImageError
+from eval_harness.models import check_model, files_of
 from eval_harness.provenance import items_hash
 from eval_harness.records import Item, RunRecord
 
@@ -168,6 +171,31 @@ def model_changes(run: RunRecord, model: Mapping[str, Any]) -> list[str]:
     if not then:
         return ["weights"] if run.model.get("weights") != model["weights"] else [NOT_KEPT]
     return _other(_of_model(then), model_parts(model))
+
+
+def changed_since(run: RunRecord, checkpoint: Path) -> list[str]:
+    """Parts of the checkpoint in a folder that are known to be others than when a run was made, for readers of records.
+
+    A folder that is gone says nothing, nor does a record without an identity whose weights are these. Weights are read
+    only if a file of them was touched since the run began.
+    """
+    if not (checkpoint / "config.json").exists():
+        return []
+    if _touched_since(run.created, checkpoint):
+        model = check_model(str(checkpoint))
+    else:
+        model = {"revision": None, "weights": run.model.get("weights"), "files": files_of(checkpoint)}
+    found = model_changes(run, model)
+    return [] if found == [NOT_KEPT] else found
+
+
+def _touched_since(time: str, folder: Path) -> bool:
+    try:
+        then = datetime.fromisoformat(time).timestamp()
+    except ValueError:
+        return True
+    times = [path.stat() for path in folder.glob("*.safetensors")]
+    return any(max(of.st_mtime, of.st_ctime) >= then for of in times)
 
 
 def data_changes(run: RunRecord, parts: Mapping[str, str]) -> list[str]:

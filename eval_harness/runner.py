@@ -394,6 +394,22 @@ def first_items(items: list[Item], limit: int | None) -> list[Item]:
     return kept
 
 
+def data_parts(
+    names: Iterable[str], *, data_root: Path | None = None, image_root: Path | None = None, limit: int | None = None
+) -> dict[str, str]:
+    """What benchmarks bring to a run's identity, as :func:`evaluate` with the same arguments would have it.
+
+    Raises:
+        UserError: data or images are missing.
+    """
+    data_root, image_root = data_root or default_data_root(), image_root or default_image_root()
+    parts = {}
+    for benchmark in map(get_benchmark, names):
+        items = first_items(benchmark.load(data_root), limit)
+        parts |= identities.data_parts(benchmark, items, benchmark.image_reader(data_root, image_root))
+    return parts
+
+
 def _image_reader(benchmark: Benchmark, items: list[Item], data_root, image_root) -> Callable[[Item], list[bytes]]:
     """The benchmark's reader, after a look at the first images: a bad one costs its item, a wrong folder the run."""
     read, problems = benchmark.image_reader(data_root, image_root), []
