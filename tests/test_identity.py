@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,17 @@ import runs_here
 from PIL import Image
 from safetensors.numpy import save_file
 
-from eval_harness import records, runner
+from eval_harness import identity, records, released, runner
 from eval_harness.benchmarks import Benchmark, DecodingDefaults, all_benchmarks
+from eval_harness.checkpoints import get_checkpoint
 from eval_harness.engines import EngineError
 from eval_harness.errors import UserError
+from eval_harness.models import check_model
 from eval_harness.runner import Overrides, evaluate, verify
 from eval_harness.shards import Shard, merge
 from eval_harness.sources import Local
+from gpg_repro import plan
+from gpg_repro.evaluate import _measured_before, _wanted
 
 BENCHMARK = Benchmark(
     name="pictured_sums",
@@ -267,3 +272,282 @@ def test_of_a_served_model_items_are_known_and_the_server(world, monkeypatch):
         world.run(world.out, **served)
     _row(3, answer="6")(world)
     assert records.read_run(world.run(world.out, **served)).status == "finished"
+
+
+# --- Records that were made before ------------------------------------------------------------------------------------
+
+
+def _as_version_4(folder: Path) -> None:
+    """The record as it would have been before records held an identity."""
+    raw = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    request = {key: raw["identity"][key] for key in ("model", "engine", "settings", "limit", "benchmarks")}
+    del raw["identity"]
+    raw |= runner.averages(records.read_run(folder).benchmarks, schema_version=4)
+    records.write_json(folder / "run.json", raw | {"schema_version": 4, "fingerprint": identity.fingerprint(request)})
+
+
+@pytest.mark.parametrize("stops_after", [2, None])
+def test_an_earlier_record_is_read_and_not_continued(world, engine, stops_after):
+    """Nothing tells whether its template, tokenizer and golds were these, so it is neither resumed nor taken."""
+    engine.stops_after = stops_after
+    if stops_after:
+        with pytest.raises(EngineError):
+            world.run(world.out)
+        engine.stops_after = None
+    else:
+        world.run(world.out)
+    _as_version_4(world.out)
+    assert records.read_run(world.out).schema_version == 4
+    before = _files(world.out)
+    with pytest.raises(UserError, match="records before version 5 hold no hashes of chat template, tokenizer"):
+        world.run(world.out)
+    assert _files(world.out) == before
+    if not stops_after:
+        assert all(row["reproduced"] for row in verify(world.out).values())
+
+
+# --- Is a run of this model there already? ----------------------------------------------------------------------------
+
+
+def _model(world: World) -> dict:
+    return check_model(str(world.model))
+
+
+def _data(world: World) -> dict[str, str]:
+    return runner.data_parts([BENCHMARK.name], data_root=world.data, image_root=world.data)
+
+
+def test_a_record_knows_its_model_and_its_items(world):
+    run = records.read_run(world.run(world.out))
+    assert identity.model_changes(run, _model(world)) == [] == identity.data_changes(run, _data(world))
+    _in_json("generation_config.json", eos_token_id=2)(world)
+    _text("chat_template.jinja", "other")(world)
+    _pixel(world)
+    assert identity.model_changes(run, _model(world)) == ["generation_config.json", "chat template"]
+    assert identity.data_changes(run, _data(world)) == ["pictures of pictured_sums"]
+    _as_version_4(world.out)
+    old = records.read_run(world.out)
+    assert identity.model_changes(old, _model(world)) == [identity.NOT_KEPT]
+    assert identity.data_changes(old, _data(world)) == ["pictures of pictured_sums"]  # its items are known
+    _weight(world)
+    assert identity.model_changes(old, _model(world)) == ["weights"]
+    hub = {"name": "someone/model", "revision": "a" * 40, "weights": None, "files": {}}
+    of_hub = run.model_copy(update={"model": dict(hub), "identity": {}})
+    assert identity.model_changes(of_hub, hub) == []  # a commit says everything, in records of any version
+    assert identity.model_changes(of_hub, hub | {"revision": "b" * 40}) == ["model revision"]
+
+
+def test_readers_leave_out_what_is_known_to_be_of_another_checkpoint(world, monkeypatch):
+    run = records.read_run(world.run(world.out))
+    long_after = run.model_copy(update={"created": "2099-01-01T00:00:00+00:00"})
+    read = []
+    monkeypatch.setattr(identity, "check_model", lambda path: read.append(path) or check_model(path))
+    assert identity.changed_since(long_after, world.model) == [] and read == []  # untouched weights are not read
+    assert identity.changed_since(run, world.model) == [] and read == [str(world.model)]
+    assert identity.changed_since(run, world.model / "gone") == []
+    _text("chat_template.jinja", "other")(world)
+    assert identity.changed_since(long_after, world.model) == ["chat template"] and len(read) == 1
+    _as_version_4(world.out)
+    old = records.read_run(world.out)
+    assert identity.changed_since(old, world.model) == []  # nothing is known, and the record is only read
+    _weight(world)
+    assert identity.changed_since(old, world.model) == ["weights"]
+    assert identity.changed_since(run, world.model) == ["weights", "chat template"]
+
+
+def test_released_checkpoints_are_measured_anew_on_other_items(world, monkeypatch):
+    job = released.Job(get_checkpoint("GD-ML/Open-RS1"))
+    hub = {"name": job.checkpoint.id, "revision": job.checkpoint.revision, "weights": None, "files": {}}
+    hub |= {"context": 32768, "vision": True, "chat_template": True}
+    for module, name in ((released, "check_model"), (runner, "check_checkpoint")):
+        monkeypatch.setattr(module, name, lambda *args: dict(hub))
+    monkeypatch.setenv("EVAL_IMAGE_ROOT", str(world.data))
+
+    def measured() -> Path:
+        return released.evaluate_job(
+            job, [BENCHMARK.name], engine="transformers", root=world.out, data_root=world.data, progress=False
+        )
+
+    first = measured()
+    monkeypatch.setattr(released, "evaluate", lambda *args, **options: None)
+    assert measured() == first
+    _row(3, answer="7")(world)
+    assert measured() is None
+    _row(3, answer="6")(world)
+    assert measured() == first
+    hub["revision"] = "f" * 40
+    assert measured() is None
+
+
+def test_checkpoints_of_a_training_are_measured_anew_when_a_part_changed(world):
+    root, run = world.out / "runs", world.out / "runs" / "train-mine"
+    world.run(root / "eval-mine-step1-transformers-0a", label="mine-step1")
+    wanted = _wanted([BENCHMARK.name], Overrides(), None, world.data)
+
+    def found() -> Path | None:
+        return _measured_before(root, run, "mine-step1", _model(world), "transformers", wanted, _data(world))
+
+    assert found() == root / "eval-mine-step1-transformers-0a"
+    for name in ("chat template in a file", "tokenizer.json", "config.json", "a gold", "one pixel"):
+        kept = _files(world.out.parent)
+        CHANGES[name][0](world)
+        assert found() is None, name
+        for path, data in kept.items():
+            (world.out.parent / path).write_bytes(data)
+    world.rows[3]["answer"] = "6"
+    assert found() is not None
+
+
+def test_the_plan_measures_a_changed_checkpoint_again(world, monkeypatch):
+    root = world.out / "runs"
+    shutil.copytree(world.model, root / "train-mine" / "checkpoint")
+    world.run(root / "eval-mine-transformers", label="mine")
+    planner = plan._Planner.__new__(plan._Planner)
+    planner.root, planner._warnings = root, []
+    assert len(planner._runs("mine", None, None)) == 1
+    assert planner._small_runs("mine", [BENCHMARK.name], None) == {BENCHMARK.name}
+    (root / "train-mine" / "checkpoint" / "generation_config.json").unlink()
+    assert planner._runs("mine", None, None) == [] == list(planner._small_runs("mine", [BENCHMARK.name], None))
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference" / "tiny"
+
+
+class Remembers(runs_here.GradingHere):
+    """Grades here, and every answer once."""
+
+    known: dict[str, object] = {}
+
+    def grade(self, grader: str, answers) -> list:
+        for answer in answers:
+            if repr((grader, answer)) not in self.known:
+                (self.known[repr((grader, answer))],) = super().grade(grader, [answer])
+        return [self.known[repr((grader, answer))] for answer in answers]
+
+
+def _change(file: str, *path: object, to: object) -> Callable[[Path], None]:
+    """Set one value of a JSON file."""
+
+    def change(folder: Path) -> None:
+        raw = json.loads((folder / file).read_text(encoding="utf-8"))
+        place = raw
+        for key in path[:-1]:
+            place = place[key]
+        assert place[path[-1]] != to
+        place[path[-1]] = to
+        (folder / file).write_text(json.dumps(raw), encoding="utf-8")
+
+    return change
+
+
+def _change_line(file: str, number: int, **changes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        lines = (folder / file).read_text(encoding="utf-8").splitlines()
+        lines[number] = json.dumps(json.loads(lines[number]) | changes)
+        (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    return change
+
+
+def _drop_line(file: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        lines = (folder / file).read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / file).write_text("".join(lines[:-1]), encoding="utf-8")
+
+    return change
+
+
+def _gold_of_a_wrong_answer(benchmark: str) -> Callable[[Path], None]:
+    """Another gold where the answer was wrong and stays wrong, so that no mark tells."""
+
+    def change(folder: Path) -> None:
+        samples = records.read_lines(folder / "samples" / f"{benchmark}.jsonl", records.Sample)
+        wrong = next(sample.item_id for sample in samples if not sample.correct and not sample.correct_strict)
+        items = records.read_lines(folder / "items" / f"{benchmark}.jsonl", records.Item)
+        (number,) = (i for i, item in enumerate(items) if item.item_id == wrong)
+        _change_line(f"items/{benchmark}.jsonl", number, gold="$-1$")(folder)
+
+    return change
+
+
+OF_FINGERPRINT = "model, weights, engine, settings, decoding or prompts are not those of the fingerprint"
+V1, V2, V3 = "table1_gpg_age/seed0", "table8_gpg_r0/seed0", "table4_gpg_paper/seed0"
+SUMS, GROUNDING = ("benchmarks", "tiny_sums"), ("benchmarks", "tiny_grounding")
+FORGED = {
+    "v1 a gold": (V1, _gold_of_a_wrong_answer("tiny_products"), "golds or contexts"),
+    "v2 a context": (V2, _change_line("items/tiny_grounding.jsonl", 0, context={}), "golds or contexts"),
+    "v3 a gold": (V3, _gold_of_a_wrong_answer("tiny_products"), "golds or contexts"),
+    "v1 an interval": (V1, _change("run.json", *SUMS, "score", "low", to=0.5), "score differs"),
+    "v2 an interval": (V2, _change("run.json", *GROUNDING, "score", "high", to=0.6), "score differs"),
+    "v2 an interval of a group": (
+        V2, _change("run.json", *GROUNDING, "groups", "val", "score", "low", to=0.5), "group val differs"
+    ),
+    "v3 an interval": (V3, _change("run.json", *SUMS, "score_strict", "low", to=0.5), "strict differs"),
+    "v1 the interval of the average": (V1, _change("run.json", "average", "low", to=0.5), "average is not the mean"),
+    "v1 weights": (V1, _change("run.json", "model", "weights", to="0" * 32), OF_FINGERPRINT),
+    "v3 weights": (V3, _change("run.json", "model", "weights", to="0" * 32), OF_FINGERPRINT),
+    "v1 run id": (V1, _change("run.json", "run_id", to="table1_gpg-tiny-seed0-f95a1d1c"), "run_id is not that of its"),
+    "v1 run id of a base": ("base/a57e4864/seed0", _change("run.json", "run_id", to="base-tiny-0a0a0a0a"), "run_id is"),
+    "v1 settings": (V1, _change("run.json", "settings", "dtype", to="bfloat16"), OF_FINGERPRINT),
+    "v2 settings": (V2, _change("run.json", "settings", "limit", to=5), OF_FINGERPRINT),
+    "v3 settings": (V3, _change("run.json", "settings", "chat_template", to="none"), OF_FINGERPRINT),
+    "v3 decoding": (
+        V3, _change("run.json", *SUMS, "decoding", "temperature", to=0.6), OF_FINGERPRINT
+    ),
+    "v1 a training step is gone": (V1, _drop_line("training/steps.jsonl"), "training: .*steps.jsonl holds 59 lines"),
+    "v3 number of training steps": (V3, _change("training/run.json", "num_steps", to=61), "of the 61 steps"),
+    "v1 training of another run": (V1, _change("training/run.json", "fingerprint", to="0" * 12), "run_id and"),
+}  # fmt: skip
+"""Which committed record, what is changed in a copy of it, and what ``verify`` says then."""
+
+
+@pytest.mark.parametrize(("record", "forge", "message"), FORGED.values(), ids=FORGED)
+def test_verify_names_what_was_changed_in_a_committed_record(tmp_path, monkeypatch, record, forge, message):
+    monkeypatch.setattr(runner, "GradingPool", Remembers)
+    copy = shutil.copytree(REFERENCE / record, tmp_path / "copy")
+    report = verify(copy)
+    assert all(row["reproduced"] for row in report.values()) and "record" not in report
+    forge(copy)
+    report = verify(copy)
+    problems = [problem for row in report.values() for problem in row["problems"]]
+    assert len(problems) == 1 and re.search(message, problems[0]), problems
+    assert sum(row["changed"] for row in report.values()) == 0  # the marks alone tell nothing
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "message"),
+    [
+        (("run_id",), "yours", "run_id: mine and yours (identity, record)"),
+        (("model", "weights"), "0" * 32, "model weights: "),
+        (("engine", "name"), "vllm", "engine: transformers and vllm"),
+        (("settings", "dtype"), "bfloat16", "setting dtype: auto and bfloat16"),
+        (("settings", "deterministic"), True, "setting deterministic: False and True"),
+        (("settings", "limit"), 4, "limit: None and 4"),
+        (("benchmarks", BENCHMARK.name, "decoding", "seed"), 1, "pictured_sums decoding seed: 1234 and 1"),
+        (("identity", "parts", "tokenizer"), "0" * 32, "the fingerprint is not that of the identity"),
+        (("identity",), {}, "it holds no identity"),
+        (("fingerprint",), "0" * 12, "the fingerprint is not that of the identity"),
+    ],
+    ids=str,
+)
+def test_verify_holds_a_record_against_its_identity(world, path, to, message):
+    world.run(world.out)
+    assert "record" not in verify(world.out)
+    _change("run.json", *path, to=to)(world.out)
+    (problem,) = verify(world.out)["record"]["problems"]
+    assert problem.startswith(message)
+
+
+def test_verify_knows_the_steps_of_a_new_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "GradingPool", Remembers)
+    copy = shutil.copytree(REFERENCE / V1, tmp_path / "copy")
+    steps = copy / "training" / "steps.jsonl"
+    _change("training/run.json", "schema_version", to=5)(copy)
+    raw = json.loads((copy / "training" / "run.json").read_text(encoding="utf-8"))
+    records.write_json(copy / "training" / "run.json", raw | {"steps_hash": records.lines_hash(steps)})
+    assert "record" not in verify(copy)
+    _change_line("training/steps.jsonl", 3, reward=1.0)(copy)
+    (problem,) = verify(copy)["record"]["problems"]
+    assert "steps_hash" in problem
