@@ -107,8 +107,9 @@ def check_checkpoint(model: str, revision: str | None = None, base_model: str | 
         base_model: folder or hub id to take for the base that the adapter names.
 
     Returns:
-        What ``check_model`` returns. Of an adapter, ``weights`` is over adapter and base, ``base`` holds the base's
-        name, revision and weights, and ``adapter`` its rank, number of modules and what of it only peft understands.
+        What ``check_model`` returns. Of an adapter, ``weights`` is over adapter and base, ``files`` holds the parts of
+        both, ``base`` the base's name, revision and weights, and ``adapter`` its rank, number of modules and what of it
+        only peft understands.
 
     Raises:
         UserError: as ``check_model``; another kind of adapter; a base that cannot be had; ranks or shapes that do not
@@ -147,11 +148,27 @@ def _check_adapter(model: str, folder: Path, base_model: str | None) -> dict[str
         identity["chat_template"] = has_chat_template(folder)
     return {
         **identity,
+        "files": {**identity["files"], **_own_files(folder, content)},
         "name": folder.resolve().name if local else model,
         "revision": None if local else folder.name,
         "weights": digest.hexdigest(),
         "base": of_base,
         "adapter": {"rank": max(ranks), "modules": modules, "only_peft": features},
+    }
+
+
+def _own_files(folder: Path, content: dict[str, Any]) -> dict[str, str]:
+    """Hashes of the adapter's own parts, with tokenizer and image processor where it has them (:class:`Source`)."""
+    from eval_harness.models import files_of
+
+    own = Source("", None, folder)
+    places = {"tokenizer": own.tokenizer, "chat template": own.tokenizer, "image processor": own.processor}
+    taken = [part for part, (place, _) in places.items() if place]
+    held = files_of(folder)
+    return {
+        **{part: held.get(part, "none") for part in taken},
+        CONFIG: xxhash.xxh3_128(json.dumps(content, sort_keys=True)).hexdigest(),
+        "adapter weights": xxhash.xxh3_128((folder / WEIGHTS).read_bytes()).hexdigest(),
     }
 
 

@@ -15,6 +15,30 @@ from eval_harness.errors import UserError
 
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
 """Any of these sets of files is a tokenizer."""
+FILES = {
+    "config.json": ("config.json", "quantize_config.json", "hf_quant_config.json"),
+    "generation_config.json": ("generation_config.json",),
+    "weights index": ("model.safetensors.index.json",),
+    "tokenizer": (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "*.tiktoken",
+        "added_tokens.json",
+        "special_tokens_map.json",
+    ),
+    "chat template": ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    "image processor": (
+        "preprocessor_config.json",
+        "image_processor_config.json",
+        "video_preprocessor_config.json",
+        "processor_config.json",
+    ),
+}
+"""What engines read of a checkpoint beside its weights. ``tokenizer_config.json`` belongs to two: its ``chat_template``
+to the template, the rest to the tokenizer."""
 _OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _unreachable = False
 """The hub was found not to answer in this process."""
@@ -37,9 +61,10 @@ def check_model(model: str, revision: str | None = None) -> dict[str, Any]:
         revision: hub revision; does not apply to a folder.
 
     Returns:
-        ``{"name", "revision", "weights", "context", "vision", "chat_template"}``; ``name`` is the folder's name (never
-        its path) or the hub id, ``vision`` whether the model takes images, ``chat_template`` whether its tokenizer
-        brings one (None: not known before it is fetched).
+        ``{"name", "revision", "weights", "files", "context", "vision", "chat_template"}``; ``name`` is the folder's
+        name (never its path) or the hub id, ``files`` what :func:`files_of` says of a folder (of a hub id nothing: its
+        commit fixes them), ``vision`` whether the model takes images, ``chat_template`` whether its tokenizer brings
+        one (None: not known before it is fetched).
 
     Raises:
         UserError: missing, unreadable or half-written checkpoint; unknown, gated or unreachable repository; a revision
@@ -60,7 +85,8 @@ def check_model(model: str, revision: str | None = None) -> dict[str, Any]:
             check_weights(file, f"Fetch it again: {_download(model, revision)} --force-download")
     # the cache's folder is named by the commit the revision resolved to
     template = None if missing else has_chat_template(snapshot)
-    return {"name": model, "revision": snapshot.name, "weights": None, **_facts(config), "chat_template": template}
+    facts = _facts(config)
+    return {"name": model, "revision": snapshot.name, "weights": None, "files": {}, **facts, "chat_template": template}
 
 
 def check_chat_template(identity: dict[str, Any], chat_template: str | None) -> None:
@@ -261,9 +287,40 @@ def _check_folder(path: Path) -> dict[str, Any]:
         "name": path.resolve().name,
         "revision": None,
         "weights": digest.hexdigest(),
+        "files": files_of(path),
         **_facts(config),
         "chat_template": has_chat_template(path),
     }
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Part of ``FILES`` -> xxh3_128 over names and bytes of its files; a part without files is left out."""
+    found = {}
+    for part, patterns in FILES.items():
+        contents = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for pattern in patterns
+            for path in sorted(folder.glob(pattern))
+        }
+        contents |= {name: data for name, data in _of_tokenizer_config(folder, part).items() if data}
+        if contents:
+            digest = xxhash.xxh3_128()
+            for name, data in contents.items():
+                digest.update(f"{name}\0{len(data)}\0".encode() + data)
+            found[part] = digest.hexdigest()
+    return found
+
+
+def _of_tokenizer_config(folder: Path, part: str) -> dict[str, bytes]:
+    """What of ``tokenizer_config.json`` belongs to a part."""
+    path = folder / "tokenizer_config.json"
+    if part not in ("tokenizer", "chat template") or not path.exists():
+        return {}
+    config = _read_json(path)
+    template = config.pop("chat_template", None)
+    if part == "chat template":
+        return {path.name: b"" if template is None else json.dumps(template).encode()}
+    return {path.name: json.dumps(config).encode()}
 
 
 def check_weights(file: Path, remedy: str) -> None:

@@ -32,13 +32,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_harness.errors import UserError, disk_told, unknown
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """2 added images, groups, marks between 0 and 1 and reasons per rule; 3 the score of a single sample, provenance and
 shards; 4 has Wilson's interval with an effective number of items where items have several samples or marks are no yes
-or no (Student's t before). Records of earlier versions are read as they are."""
-_READABLE = (1, 2, 3, 4)
-INTERVALS_SINCE = 4
-"""Since this version the stored intervals are those that ``eval_harness.stats`` makes now."""
+or no (Student's t before); 5 adds the run's identity, and the interval of an average follows from those of its parts
+(normal before). Records of earlier versions are read as they are."""
+_READABLE = (1, 2, 3, 4, 5)
+IDENTITY_SINCE = 5
+"""Since this version a record holds the hash of every input of its run."""
+INTERVALS_SINCE, AVERAGES_SINCE = 4, 5
+"""Since these versions the stored intervals of benchmarks, and of averages and strata, are those that
+``eval_harness.stats`` makes now."""
 _TRACKED_PACKAGES = (
     "torch",
     "transformers",
@@ -184,6 +188,9 @@ class RunRecord(_Record):
     run_id: str
     fingerprint: str
     """Hash of everything that can move a mark; a folder resumes only a run with the same one."""
+    identity: dict[str, Any] = {}
+    """What the fingerprint is the hash of, the hash of every input included (see :mod:`eval_harness.identity`), of a
+    shard that of the whole run; empty in records before version 5 and in imported ones."""
     status: Literal["running", "finished"]
     created: str
     finished: str | None
@@ -219,6 +226,8 @@ class TrainingRecord(_Record):
     checkpoint: str | None
     """Folder of the final weights, relative to the run's folder."""
     num_steps: int
+    steps_hash: str | None = None
+    """:func:`lines_hash` of ``steps.jsonl`` when the run finished; null in records before version 5."""
     timings: dict[str, float]
     environment: dict[str, Any]
 
@@ -664,6 +673,11 @@ def steps_frame(folder: Path):
             raise UserError(
                 f"{path} holds {len(steps)} lines ({len(set(steps))} different steps) of the {run.num_steps} steps "
                 "that run.json tells of. It was edited or damaged: restore it, or train again into another folder."
+            )
+        if run.steps_hash is not None and lines_hash(path) != run.steps_hash:
+            raise UserError(
+                f"{path} is not the file that run.json tells of (steps_hash). It was edited or damaged: restore it, or "
+                "train again into another folder."
             )
     return frame
 

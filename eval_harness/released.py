@@ -26,9 +26,10 @@ from eval_harness.benchmarks import get_benchmark
 from eval_harness.checkpoints import AMC_SETS, Checkpoint, PrintedRow, Settings, get_checkpoint, load_checkpoints
 from eval_harness.engines import EngineError, resolve_engine
 from eval_harness.errors import UserError, unknown
+from eval_harness.identity import data_changes, model_changes
 from eval_harness.models import check_model, is_cached, offline_if_unreachable
 from eval_harness.records import BenchmarkResult, RunRecord
-from eval_harness.runner import Overrides, decoding_of, evaluate, parse_samples
+from eval_harness.runner import Overrides, data_parts, decoding_of, evaluate, parse_samples
 from eval_harness.sources import default_data_root
 from eval_harness.stats import Estimate, mean_of_estimates, wilson
 
@@ -211,19 +212,21 @@ def evaluate_job(
     }
     identity = check_model(job.checkpoint.id, job.checkpoint.revision)
     decodings = {name: decoding_of(get_benchmark(name), overrides, settings.decoding) for name in names}
-    wanted = {"limit": limit, **loading}
+    wanted, parts = {"limit": limit, **loading}, None
     for path in sorted(Path(root).glob(f"eval-{job.label}-{engine}-*/run.json")):
         run = records.read_run(path.parent)
         same = (
             run.status == "finished"
-            and run.model["revision"] == identity["revision"]
+            and not model_changes(run, identity)
             and run.engine["name"] == engine
             and all(run.settings.get(key) == value for key, value in wanted.items())
             and all(name in run.benchmarks and run.benchmarks[name].decoding == decodings[name] for name in names)
             and all(run.benchmarks[name].version == get_benchmark(name).version for name in names)
         )
         if same:
-            return path.parent
+            parts = parts or data_parts(names, data_root=data_root, limit=limit)
+            if not data_changes(run, parts):
+                return path.parent
     asked = {**wanted, "benchmarks": {name: decodings[name].model_dump() for name in names}}
     key = xxhash.xxh3_64(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     return evaluate(
@@ -361,7 +364,7 @@ def implied(column: str, row: PrintedRow) -> tuple[float, float]:
     for name, count in names.items():
         p = row.printed[name] / 100
         parts.append(Estimate(p, math.sqrt(p * (1 - p) / count), 0.0, 1.0, count, count))
-    whole = mean_of_estimates(parts)
+    whole = mean_of_estimates(parts, interval="normal")
     half = 100 * (whole.high - whole.mean)
     return row.printed["average"] - half, row.printed["average"] + half
 

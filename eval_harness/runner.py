@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import queue
+import re
 import shutil
 import sys
 import time
@@ -23,11 +24,12 @@ from typing import Any, Literal, NamedTuple
 import xxhash
 from tqdm import tqdm
 
+from eval_harness import identity as identities
 from eval_harness import provenance, records
 from eval_harness.adapters import check_checkpoint, check_engine
 from eval_harness.benchmarks import Benchmark, get_benchmark, prompts_hash
 from eval_harness.engines import EngineProcess, EngineSettings, Request, Result, Sampling, resolve_engine
-from eval_harness.engines.openai import OpenAIEngine, check_settings, server_of
+from eval_harness.engines.openai import OpenAIEngine, check_settings
 from eval_harness.engines.parallel import EngineGroup, placements
 from eval_harness.engines.shared import SharedEngine
 from eval_harness.errors import UserError, disk_told, unknown
@@ -39,7 +41,7 @@ from eval_harness.models import check_chat_template
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Decoding, GroupResult, Item, RunRecord, Sample
 from eval_harness.shards import Shard, has_shards
-from eval_harness.sources import default_data_root, default_image_root
+from eval_harness.sources import Generated, default_data_root, default_image_root
 from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items, mean_of_strata
 
 DEFAULT_OUT = Path("results") / "runs"
@@ -49,18 +51,6 @@ _PROBED_IMAGES = 5
 _FEW_ITEMS = 100
 _SAMPLES_OF_FEW, _SAMPLES_OF_MANY = 16, 4
 """Samples ``auto`` draws where decoding is not greedy: for benchmarks of at most so few items, and for larger ones."""
-_ALWAYS_IN_FINGERPRINT = ("revision", "dtype", "max_model_len", "chat_template", "tensor_parallel_size", "seed")
-_NEVER_IN_FINGERPRINT = (
-    "model",  # its identity is there
-    "gpu_memory_utilization",
-    "base_url",
-    "concurrency",
-    "api_key_env",
-    "pipeline_parallel_size",
-    "distributed_executor_backend",
-    "base_model",  # of an adapter; its identity is in the adapter's
-)
-"""Settings of the engine in neither list count when they are not the default, so that new ones leave old runs alone."""
 _CHECKPOINT_DECODING = ("temperature", "top_p", "top_k", "max_new_tokens", "system_prompt")
 """What a checkpoint may have a default for."""
 
@@ -311,23 +301,27 @@ def evaluate(
             "--engine vllm."
         )
     loaded = [(b, first_items(b.load(data_root), limit), decoding_of(b, overrides, decoding)) for b in chosen]
-    request = _request_of(identity, engine, settings, loaded, limit)
-    fingerprint = whole = _fingerprint(request)
     name = label or identity["name"].replace("/", "--")
+    readers = {b.name: _image_reader(b, items, data_root, image_root) for b, items, _ in loaded}
+    parts = identities.parts_of(identity, loaded, readers)
+    request = identities.request_of(identity, engine, settings, loaded, limit, run_id=name, parts=parts)
+    fingerprint = whole = identities.fingerprint(request)
     folder = Path(out) if out is not None else DEFAULT_OUT / f"eval-{name}-{whole[:8]}"
     if shard is not None:
         loaded = [(b, shard.part(items), decoding) for b, items, decoding in loaded]
-        fingerprint, folder = _fingerprint([whole, shard.index, shard.of]), folder / shard.folder
+        fingerprint = identities.fingerprint_of_shard(whole, shard.index, shard.of)
+        folder = folder / shard.folder
     job = _Job(
         folder=folder,
         name=name,
         fingerprint=fingerprint,
-        identity=identity,
+        identity=request,
+        model={key: value for key, value in identity.items() if key != "files"},
         engine=engine,
         settings=settings,
         places=places,
         loaded=loaded,
-        readers={b.name: _image_reader(b, items, data_root, image_root) for b, items, _ in loaded},
+        readers=readers,
         recorded={
             "limit": limit,
             "dtype": dtype,
@@ -337,7 +331,7 @@ def evaluate(
             "deterministic": deterministic,
         },
         provenance=provenance.of_run(loaded, data_root, decoding, vars(overrides)),
-        shard=None if shard is None else {**vars(shard), "fingerprint": whole, "request": request},
+        shard=None if shard is None else {**vars(shard), "fingerprint": whole},
         shared=shared,
         progress=progress,
     )
@@ -356,6 +350,9 @@ class _Job:
     name: str
     fingerprint: str
     identity: dict[str, Any]
+    """What the fingerprint is the hash of (:mod:`eval_harness.identity`)."""
+    model: dict[str, Any]
+    """``model`` of the record."""
     engine: str
     settings: EngineSettings
     places: list[dict[str, str]]
@@ -373,7 +370,7 @@ class _Job:
     def as_loaded(self) -> EngineSettings:
         """How the engine is started: a shared one with the model's own template also for a run in plain text."""
         s = self.settings
-        plain = s.chat_template == "none" and self.shared is not None and self.identity.get("chat_template")
+        plain = s.chat_template == "none" and self.shared is not None and self.model.get("chat_template")
         return replace(s, chat_template=None) if plain else s
 
 
@@ -382,30 +379,6 @@ def _greedy(overrides: Overrides) -> Overrides:
     if overrides.temperature or overrides.samples not in (None, 1, "auto"):
         raise UserError("--deterministic is greedy with one sample; leave --temperature and --samples away.")
     return replace(overrides, temperature=0.0, samples=1)
-
-
-def _fingerprint(asked: Any) -> str:
-    return xxhash.xxh3_64(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _request_of(identity: dict, engine: str, settings: EngineSettings, loaded: list, limit: int | None) -> dict:
-    """Everything that can move a mark; its hash decides whether a folder can be resumed."""
-    plain = EngineSettings(settings.model)
-    return {
-        "model": {k: identity[k] for k in ("name", "revision", "weights")},
-        "engine": engine,
-        "settings": {
-            k: v
-            for k, v in asdict(settings).items()
-            if k in _ALWAYS_IN_FINGERPRINT or (k not in _NEVER_IN_FINGERPRINT and v != getattr(plain, k))
-        },
-        # a server of one's own may move to another port or machine between two tries
-        **({"server": server_of(settings.base_url)["host"]} if engine == "openai" else {}),
-        "limit": limit,
-        "benchmarks": {
-            b.name: [b.version, b.grader, prompts_hash(items), decoding.model_dump()] for b, items, decoding in loaded
-        },
-    }
 
 
 def first_items(items: list[Item], limit: int | None) -> list[Item]:
@@ -419,6 +392,22 @@ def first_items(items: list[Item], limit: int | None) -> list[Item]:
         if taken[item.group] <= limit:
             kept.append(item)
     return kept
+
+
+def data_parts(
+    names: Iterable[str], *, data_root: Path | None = None, image_root: Path | None = None, limit: int | None = None
+) -> dict[str, str]:
+    """What benchmarks bring to a run's identity, as :func:`evaluate` with the same arguments would have it.
+
+    Raises:
+        UserError: data or images are missing.
+    """
+    data_root, image_root = data_root or default_data_root(), image_root or default_image_root()
+    parts = {}
+    for benchmark in map(get_benchmark, names):
+        items = first_items(benchmark.load(data_root), limit)
+        parts |= identities.data_parts(benchmark, items, benchmark.image_reader(data_root, image_root))
+    return parts
 
 
 def _image_reader(benchmark: Benchmark, items: list[Item], data_root, image_root) -> Callable[[Item], list[bytes]]:
@@ -457,6 +446,17 @@ def _is_finished(job: _Job) -> bool:
     return not gone
 
 
+def _changed(previous: records.RunRecord | records.TrainingRecord, job: _Job) -> str:
+    """Why a folder's run is not the one asked for."""
+    if previous.kind != "evaluation":
+        return "it is a training"
+    mine, its = (None if of is None else (of["index"], of["of"]) for of in (job.shard, previous.shard))
+    if mine != its:
+        return "it is another part of a run"
+    found = identities.changes(previous, job.identity)
+    return found[0] if found == [identities.NOT_KEPT] else f"these are not the same now: {'; '.join(found)}"
+
+
 def _run(job: _Job) -> Path:
     folder, fingerprint = job.folder, job.fingerprint
     created, timings = records.now(), {"engine_start_s": 0.0, "generate_and_grade_s": 0.0}
@@ -466,8 +466,8 @@ def _run(job: _Job) -> Path:
         if previous.kind != "evaluation" or previous.fingerprint != fingerprint:
             raise UserError(
                 f"{folder} holds another run ({previous.run_id}, fingerprint {previous.fingerprint}, this one "
-                f"{fingerprint}): model, data, engine or decoding differ. Nothing was touched; give another "
-                "--out."
+                f"{fingerprint}): {_changed(previous, job)}. Nothing was touched; give another --out, or move that "
+                "folder away."
             )
         created, timings = previous.created, dict(previous.timings)
         known = known | {"sessions": previous.provenance.get("sessions", [])}
@@ -486,7 +486,8 @@ def _run(job: _Job) -> Path:
         status="running",
         created=created,
         finished=None,
-        model=job.identity,
+        identity=job.identity,
+        model=job.model,
         engine={"name": job.engine},
         benchmarks={},
         average=None,
@@ -596,6 +597,8 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
         bars.update(_bars(tasks, pending, job.progress))
         session = provenance.of_session(job.settings, process.description, record.environment)
         earlier = record.provenance["sessions"]
+        if job.engine == "openai" and earlier and any(by_name[name].done for name in pending):
+            _check_server(earlier[-1]["engine"], process.description, folder)
         record = record.model_copy(
             update={
                 "engine": process.description,
@@ -633,6 +636,20 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
             "provenance": record.provenance | {"sessions": sessions},
         }
     )
+
+
+def _check_server(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with a server that says of itself something else than the one that began; more is not known."""
+    other = [
+        f"{key}: {then[key]} and {now[key]}"
+        for key in ("owned_by", "version", "max_model_len")
+        if key in then and key in now and then[key] != now[key]
+    ]
+    if other:
+        raise UserError(
+            f"{folder} was begun by another server ({', '.join(other)}). Its samples stay; start that one again, or "
+            "give another --out."
+        )
 
 
 def _answers(grader: str, item: Item, said: Iterable[tuple[str, str | None]]) -> list[tuple]:
@@ -716,9 +733,19 @@ class _Mark(NamedTuple):
 
 
 def summarise(
-    benchmark: Benchmark, items: list[Item], decoding: Decoding, samples: Iterable[Sample]
+    benchmark: Benchmark,
+    items: list[Item],
+    decoding: Decoding,
+    samples: Iterable[Sample],
+    *,
+    schema_version: int = records.SCHEMA_VERSION,
 ) -> BenchmarkResult:
-    """Scores and denominators from samples, read once. A failed sample counts as wrong and is shown as failed."""
+    """Scores and denominators from samples, read once. A failed sample counts as wrong and is shown as failed.
+
+    Args:
+        schema_version: intervals are those of records of this version.
+    """
+    stats = _Intervals.of(schema_version)
     asked = len(items) * decoding.samples
     by_item: dict[str, list[_Mark]] = {item.item_id: [] for item in items}
     counts: Counter[str] = Counter()
@@ -759,9 +786,9 @@ def summarise(
         source=benchmark.source.describe(),
         prompts_hash=prompts_hash(items),
         decoding=decoding,
-        **_scores(items, by_item, benchmark),
-        **(_single(items, by_item, benchmark) if scored and decoding.samples > 1 else {}),
-        groups={name: GroupResult(**_scores(part, by_item)) for name, part in groups.items()},
+        **_scores(items, by_item, stats, benchmark),
+        **(_single(items, by_item, stats, benchmark) if scored and decoding.samples > 1 else {}),
+        groups={name: GroupResult(**_scores(part, by_item, stats)) for name, part in groups.items()},
         flags=dict(sorted(flags.items())),
         num_gold_fallback=len(gold_fallback),
         num_truncated=counts["truncated"],
@@ -771,11 +798,30 @@ def summarise(
     )
 
 
-def averages(results: Mapping[str, BenchmarkResult]) -> dict[str, dict | None]:
+class _Intervals(NamedTuple):
+    """Which intervals records of a schema version hold, in the words of :mod:`eval_harness.stats`."""
+
+    items: Literal["wilson", "t"]
+    averages: Literal["mover", "normal"]
+
+    @classmethod
+    def of(cls, schema_version: int) -> _Intervals:
+        return cls(
+            "wilson" if schema_version >= records.INTERVALS_SINCE else "t",
+            "mover" if schema_version >= records.AVERAGES_SINCE else "normal",
+        )
+
+
+def averages(
+    results: Mapping[str, BenchmarkResult], *, schema_version: int = records.SCHEMA_VERSION
+) -> dict[str, dict | None]:
     """``average`` and ``average_single`` of a run record: plain means over its benchmarks, null where one has none."""
+    interval = _Intervals.of(schema_version).averages
 
     def mean(estimates: list[dict | None]) -> dict | None:
-        return mean_of_estimates([Estimate(**e) for e in estimates]).as_dict() if estimates and all(estimates) else None
+        if not estimates or not all(estimates):
+            return None
+        return mean_of_estimates([Estimate(**e) for e in estimates], interval=interval).as_dict()
 
     several = any(result.single for result in results.values())
     return {
@@ -784,8 +830,14 @@ def averages(results: Mapping[str, BenchmarkResult]) -> dict[str, dict | None]:
     }
 
 
-def _scores(items: list[Item], by_item: dict[str, list[_Mark]], benchmark: Benchmark | None = None) -> dict[str, Any]:
+def _scores(
+    items: list[Item], by_item: dict[str, list[_Mark]], stats: _Intervals, benchmark: Benchmark | None = None
+) -> dict[str, Any]:
     """Counts and estimates over some items: the fields of GroupResult. ``benchmark`` given: its strata weigh."""
+
+    def mean(marks: Callable[[_Mark], float]) -> dict[str, float]:
+        return mean_of_items([[marks(s) for s in of_item] for of_item in samples], interval=stats.items).as_dict()
+
     samples = [by_item[item.item_id] for item in items]
     scored = [s for of_item in samples for s in of_item if s.status == "scored"]
     asked = sum(map(len, samples))
@@ -794,30 +846,35 @@ def _scores(items: list[Item], by_item: dict[str, list[_Mark]], benchmark: Bench
         "asked": asked,
         "scored": len(scored),
         "failed": asked - len(scored),
-        "score": mean_of_items([[s.mark for s in of_item] for of_item in samples]).as_dict() if scored else None,
-        "score_strict": _strict_estimate(items, samples, benchmark).as_dict() if scored else None,
+        "score": mean(lambda s: s.mark) if scored else None,
+        "score_strict": _strict_estimate(items, samples, stats, benchmark).as_dict() if scored else None,
         "extra": {
-            name: mean_of_items([[s.extra.get(name, 0.0) for s in of_item] for of_item in samples]).as_dict()
+            name: mean(lambda s, name=name: s.extra.get(name, 0.0))
             for name in sorted({name for s in scored for name in s.extra})
         },
     }
 
 
-def _strict_estimate(items: list[Item], samples: list[list[_Mark]], benchmark: Benchmark | None) -> Estimate:
+def _strict_estimate(
+    items: list[Item], samples: list[list[_Mark]], stats: _Intervals, benchmark: Benchmark | None
+) -> Estimate:
     """The strict rule's mean; ``samples`` are those of each item."""
     strict = [[s.mark_strict for s in of_item] for of_item in samples]
     if benchmark is not None and benchmark.strict_strata:
         strata = [item.context.get(benchmark.stratum_field) for item in items]
-        return mean_of_strata(strict, strata, benchmark.strict_strata)
-    return mean_of_items(strict)
+        weights = benchmark.strict_strata
+        return mean_of_strata(strict, strata, weights, interval=stats.averages, of_items=stats.items)
+    return mean_of_items(strict, interval=stats.items)
 
 
-def _single(items: list[Item], by_item: dict[str, list[_Mark]], benchmark: Benchmark) -> dict[str, dict]:
+def _single(
+    items: list[Item], by_item: dict[str, list[_Mark]], stats: _Intervals, benchmark: Benchmark
+) -> dict[str, dict]:
     """Both rules' means over the first sample of each item: ``single`` and ``single_strict``."""
     first = [[s for s in by_item[item.item_id] if s.sample == 0] for item in items]
     return {
-        "single": mean_of_items([[s.mark for s in of_item] for of_item in first]).as_dict(),
-        "single_strict": _strict_estimate(items, first, benchmark).as_dict(),
+        "single": mean_of_items([[s.mark for s in of_item] for of_item in first], interval=stats.items).as_dict(),
+        "single_strict": _strict_estimate(items, first, stats, benchmark).as_dict(),
     }
 
 
@@ -827,10 +884,12 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
     Returns:
         Per benchmark: ``stored`` and ``regraded`` score, the record's ``asked``, ``scored`` and ``failed``,
         ``changed`` (number of samples whose marks differ), ``problems`` (what of the record does not follow from items
-        and samples: counts, prompts, either rule's score, the single-sample score, the samples themselves),
+        and samples: counts, prompts, golds, either rule's score and interval, the single-sample score, the samples
+        themselves),
         ``versions`` (what is another version now than when the run was graded) and ``reproduced``: no mark changed
         and no problem. Samples that ended in a timeout are graded again too.
-        ``average``, where it does not follow from the benchmarks, has an entry of its own.
+        ``average``, where it does not follow from the benchmarks, has an entry of its own, and so has ``record``:
+        model, weights, settings, run id or the training beside the run are not those of its fingerprint.
 
     Raises:
         UserError: not a finished evaluation, or files that cannot be read.
@@ -841,17 +900,41 @@ def verify(folder: Path) -> dict[str, dict[str, Any]]:
     with GradingPool() as pool:
         report = {name: _verify_benchmark(Path(folder), run, name, pool) for name in run.benchmarks}
     stored = {"average": run.average, "average_single": run.average_single}
-    keys = _comparable_keys(run)
-    if wrong := [name for name, value in averages(run.benchmarks).items() if not _same(value, stored[name], keys)]:
-        report["average"] = {
-            "stored": run.average and run.average["mean"],
-            "regraded": (averages(run.benchmarks)["average"] or {}).get("mean"),
-            "changed": 0,
-            "problems": [f"{' and '.join(wrong)} is not the mean of the benchmarks"],
-            "versions": [],
-            "reproduced": False,
-        }
+    found = averages(run.benchmarks, schema_version=run.schema_version)
+    if wrong := [name for name, value in found.items() if not _same(value, stored[name])]:
+        means = (run.average or {}).get("mean"), (found["average"] or {}).get("mean")
+        report["average"] = _broken(*means, [f"{' and '.join(wrong)} is not the mean of the benchmarks"])
+    if problems := [*identities.misfits(run), *_training_misfits(Path(folder), run)]:
+        report["record"] = _broken(None, None, problems)
     return report
+
+
+def _broken(stored: float | None, regraded: float | None, problems: list[str]) -> dict[str, Any]:
+    """An entry of ``verify``'s report that is of no benchmark."""
+    return {
+        "stored": stored, "regraded": regraded, "changed": 0, "problems": problems, "versions": [], "reproduced": False
+    }  # fmt: skip
+
+
+def _training_misfits(folder: Path, run: RunRecord) -> list[str]:
+    """What of the training that lies beside a committed run (``training/``) does not fit it; none there: nothing."""
+    if not (folder / "training" / "run.json").exists():
+        base = re.fullmatch(r"base-[a-z]+-([0-9a-f]{8})", run.run_id)  # the tables' name for an untrained base
+        other = base is not None and base[1] != (run.model.get("weights") or "")[:8]
+        return ["run_id is not that of the base's weights"] if other else []
+    training = records.read_run(folder / "training")
+    if training.kind != "training" or training.status != "finished":
+        return ["training: not a finished training"]
+    problems = []
+    if run.run_id != training.run_id.removeprefix("train-"):
+        problems.append(f"run_id is not that of its training ({training.run_id})")
+    if not training.run_id.endswith(f"-{training.fingerprint[:8]}"):
+        problems.append("training: run_id and fingerprint differ")
+    try:
+        records.steps_frame(folder / "training")
+    except UserError as error:
+        problems.append(f"training: {error}")
+    return problems
 
 
 def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool) -> dict[str, Any]:
@@ -860,7 +943,7 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
     samples = records.read_lines(folder / "samples" / f"{name}.jsonl", Sample)
     by_id = {item.item_id: item for item in items}
     known = run.provenance.get("benchmarks", {}).get(name, {})
-    problems = _misfits(items, samples, result, known)
+    problems = _misfits(items, samples, result) + _items_misfits(items, run, benchmark, known)
     scored = [s for s in samples if s.status == "scored" and s.item_id in by_id]
     told = ((by_id[s.item_id], [(s.completion, s.finish_reason)]) for s in scored)
     answers = [answer for item, said in told for answer in _answers(benchmark.grader, item, said)]
@@ -870,15 +953,12 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
     if not problems:
         again = iter(verdicts)
         fresh = [s.model_copy(update=asdict(next(again))) if s.status == "scored" else s for s in samples]
-        found = summarise(benchmark, items, result.decoding, fresh)
+        found = summarise(benchmark, items, result.decoding, fresh, schema_version=run.schema_version)
         regraded = found.score["mean"] if found.score else None
         names = ("score", "score_strict") + (() if result.single is None else ("single", "single_strict"))
-        keys = _comparable_keys(run)
-        problems = [f"{n} differs" for n in names if not _same(getattr(found, n), getattr(result, n), keys)]
+        problems = [f"{n} differs" for n in names if not _same(getattr(found, n), getattr(result, n))]
         groups = {**found.groups, **result.groups}
-        problems += [
-            f"group {g} differs" for g in groups if not _same_group(found.groups.get(g), result.groups.get(g), keys)
-        ]
+        problems += [f"group {g} differs" for g in groups if not _same_group(found.groups.get(g), result.groups.get(g))]
         counts = ("num_items", "asked", "scored", "failed")
         problems += [f"{n} is {getattr(found, n)}" for n in counts if getattr(found, n) != getattr(result, n)]
     digest = records.lines_hash(folder / "samples" / f"{name}.jsonl") if samples else ""
@@ -895,7 +975,7 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
     }
 
 
-def _misfits(items: list[Item], samples: list[Sample], result: BenchmarkResult, known: Mapping[str, Any]) -> list[str]:
+def _misfits(items: list[Item], samples: list[Sample], result: BenchmarkResult) -> list[str]:
     """What of the stored files does not fit the record, before any grading."""
     expected = Counter((item.item_id, i) for item in items for i in range(result.decoding.samples))
     found = Counter((s.item_id, s.sample) for s in samples)
@@ -908,8 +988,6 @@ def _misfits(items: list[Item], samples: list[Sample], result: BenchmarkResult, 
         problems.append(f"{len(items)} items on disk, {result.num_items} in the record")
     if prompts_hash(items) != result.prompts_hash:
         problems.append("the prompts are not those of the record (prompts_hash)")
-    elif known and provenance.items_hash(items) != known["items_hash"]:
-        problems.append("golds or contexts are not those of the record (items_hash)")
     return problems
 
 
@@ -933,22 +1011,36 @@ def _rule(identity: dict[str, Any], now: dict[str, Any]) -> str | None:
     return f"{rule['name']} {rule['version']}" if rule else "of the grader" if "strict" in now else None
 
 
-def _comparable_keys(run: RunRecord) -> tuple[str, ...]:
-    """Fields of a stored estimate that must follow from the samples; earlier records have intervals of another kind."""
-    return ("mean", "se", "low", "high") if run.schema_version >= records.INTERVALS_SINCE else ("mean", "se")
+def _items_misfits(items: list[Item], run: RunRecord, benchmark: Benchmark, known: Mapping[str, Any]) -> list[str]:
+    """Golds and contexts that are not those that were asked, as far as prompts alone do not tell."""
+    result = run.benchmarks[benchmark.name]
+    if prompts_hash(items) != result.prompts_hash:
+        return []  # told already
+    if known:
+        held = identities.identity_of(run).get("parts", {}) if run.shard is None else {}
+        held = {known["items_hash"], held.get(f"items of {benchmark.name}", known["items_hash"])}
+        return [] if held == {provenance.items_hash(items)} else [
+            "golds or contexts are not those of the record (items_hash)"
+        ]  # fmt: skip
+    if not isinstance(benchmark.source, Generated) or benchmark.version != result.version:
+        return []  # nothing here says what they were
+    made = {item.item_id: (item.gold, item.context) for item in benchmark.load()}
+    if all((item.gold, item.context) == made.get(item.item_id) for item in items):
+        return []
+    return ["golds or contexts are not those that the benchmark makes"]
 
 
-def _same_group(one: GroupResult | None, other: GroupResult | None, keys: tuple[str, ...]) -> bool:
+def _same_group(one: GroupResult | None, other: GroupResult | None) -> bool:
     return bool(one and other) and all(
-        _same(getattr(one, name), getattr(other, name), keys) for name in ("score", "score_strict")
+        _same(getattr(one, name), getattr(other, name)) for name in ("score", "score_strict")
     )
 
 
-def _same(one: Mapping[str, float] | None, other: Mapping[str, float] | None, keys: tuple[str, ...]) -> bool:
+def _same(one: Mapping[str, float] | None, other: Mapping[str, float] | None) -> bool:
     """Whether two stored estimates agree but for the last bits."""
     if one is None or other is None:
         return one is other
-    return all(math.isclose(one[k], other[k], abs_tol=1e-9) or one[k] != one[k] for k in keys)
+    return all(math.isclose(one[k], other[k], abs_tol=1e-9) or one[k] != one[k] for k in ("mean", "se", "low", "high"))
 
 
 def _marks(graded: Sample | Verdict) -> tuple:

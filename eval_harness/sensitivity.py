@@ -22,6 +22,7 @@ from eval_harness.adapters import check_checkpoint
 from eval_harness.engines import resolve_engine
 from eval_harness.engines.shared import SharedEngine
 from eval_harness.errors import UserError, unknown
+from eval_harness.identity import model_parts
 from eval_harness.records import Sample
 from eval_harness.runner import DEFAULT_OUT, Overrides, evaluate
 from eval_harness.stats import Estimate, holm, item_differences, mean_of_differences, mean_of_estimates, mean_of_items
@@ -118,7 +119,7 @@ def measure(
     kept = [s for s in settings if not only or s.system in only or s == settings[0]]
     label = identity["name"].replace("/", "--")
     asked = [
-        {key: identity[key] for key in ("name", "revision", "weights")},
+        {"name": identity["name"], **model_parts(identity)},
         engine,
         list(benchmarks),
         vars(overrides),

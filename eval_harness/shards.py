@@ -18,6 +18,7 @@ from typing import Any
 
 from eval_harness import records
 from eval_harness.errors import UserError
+from eval_harness.identity import differences, identity_of
 
 _FOLDER = re.compile(r"shard-(\d+)-of-(\d+)")
 
@@ -123,7 +124,7 @@ def merge(folder: Path) -> Path:
         there = records.read_run(folder)
         if there.fingerprint != first.shard["fingerprint"]:
             raise UserError(f"{folder} itself holds another run ({there.run_id}); move its shards elsewhere.")
-    request = first.shard["request"]["benchmarks"]
+    request = identity_of(first)["benchmarks"]
     joined = {name: _joined(name, wanted[2], runs) for name, wanted in request.items()}
     decodings = {name: records.Decoding(**wanted[3]) for name, wanted in request.items()}
     with locked(folder, "merge of shards"):
@@ -202,31 +203,19 @@ def _check_alike(runs: list[tuple[Path, records.RunRecord]]) -> None:
     """Refuse shards of different runs, naming what differs."""
     (first_path, first), *others = runs
     for path, run in others:
-        differences = _differences(first.shard["request"], run.shard["request"])
+        found = differences(identity_of(first), identity_of(run))
         for key in ("name", "version", "dtype", "max_model_len"):
             if key in first.engine and key in run.engine and first.engine[key] != run.engine[key]:
-                differences.append(f"engine {key}: {first.engine[key]} and {run.engine[key]}")
+                found.append(f"engine {key}: {first.engine[key]} and {run.engine[key]}")
         for name, data in first.provenance["benchmarks"].items():
             if data["data"] != run.provenance["benchmarks"].get(name, {}).get("data"):
-                differences.append(f"data of {name}")
-        if differences or first.shard["fingerprint"] != run.shard["fingerprint"]:
+                found.append(f"data of {name}")
+        if found or first.shard["fingerprint"] != run.shard["fingerprint"]:
             raise UserError(
                 f"{first_path.name} and {path.name} are not parts of one run; they differ in "
-                f"{'; '.join(differences) or 'their fingerprint'}. Run one of them again with the other's settings "
+                f"{'; '.join(found) or 'their fingerprint'}. Run one of them again with the other's settings "
                 "(move its folder away first)."
             )
-
-
-def _differences(one: Any, other: Any, path: str = "") -> list[str]:
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return [
-            difference
-            for key in dict.fromkeys([*one, *other])
-            for difference in _differences(one.get(key), other.get(key), f"{path} {key}".strip())
-        ]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return [d for mine, theirs in zip(one, other, strict=True) for d in _differences(mine, theirs, path)]
-    return [] if one == other else [f"{path}: {str(one)[:60]} and {str(other)[:60]}"]
 
 
 def _joined(name: str, prompts: str, runs: list[tuple[Path, records.RunRecord]]):

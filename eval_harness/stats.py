@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import special
@@ -53,11 +54,13 @@ class Estimate:
         return f"{100 * self.mean:.{digits}f} [{100 * self.low:.{digits}f}, {100 * self.high:.{digits}f}]"
 
 
-def mean_of_items(marks: Marks) -> Estimate:
+def mean_of_items(marks: Marks, *, interval: Literal["wilson", "t"] = "wilson") -> Estimate:
     """Mean mark over items, each item's samples averaged first.
 
     Args:
         marks: one sequence of marks in [0, 1] per item; K may differ between items but not be 0.
+        interval: ``t``: Student's t, cut to [0, 1], where ``wilson`` takes an effective number (records before version
+            4 have it).
 
     Returns:
         The estimate. ``se`` is the standard error of the mean over items (sample standard deviation of the per-item
@@ -78,6 +81,9 @@ def mean_of_items(marks: Marks) -> Estimate:
         low, high = 0.0, 1.0
     elif se == 0:  # all items alike: K samples of an item add no items, so the items' own interval
         low, high = _wilson(mean, n, Z95)
+    elif interval == "t":
+        half = _t95(n - 1) * se
+        low, high = max(0.0, mean - half), min(1.0, mean + half)
     else:
         most = num_samples if _is_zero_or_one(marks) else math.inf
         effective = min(max(mean * (1 - mean) / se**2, n), most)
@@ -103,16 +109,25 @@ def _is_zero_or_one(marks: Marks) -> bool:
     return bool(((flat == 0) | (flat == 1)).all())
 
 
-def mean_of_strata(marks: Marks, strata: Sequence[str | None], weights: Mapping[str, float]) -> Estimate:
+def mean_of_strata(
+    marks: Marks,
+    strata: Sequence[str | None],
+    weights: Mapping[str, float],
+    *,
+    interval: Literal["mover", "normal"] = "mover",
+    of_items: Literal["wilson", "t"] = "wilson",
+) -> Estimate:
     """Weighted mean of the strata's means (CV-Bench's card: ADE20K and COCO a quarter each, Omni3D a half).
 
     Args:
         marks: one sequence of marks in [0, 1] per item.
         strata: the stratum of each item.
         weights: weight of every stratum; those without items are left out and the rest weighs in proportion.
+        interval: see :func:`mean_of_estimates`.
+        of_items: see :func:`mean_of_items`.
 
     Returns:
-        The estimate, with se = sqrt(sum of (weight * se of the stratum)^2) and a normal 95 % interval.
+        The estimate, with se = sqrt(sum of (weight * se of the stratum)^2).
 
     Raises:
         ValueError: an item of a stratum without a weight, or no items.
@@ -121,13 +136,11 @@ def mean_of_strata(marks: Marks, strata: Sequence[str | None], weights: Mapping[
     if unknown:
         raise ValueError(f"no weight for the strata {', '.join(unknown)}; known are {', '.join(weights)}")
     parts = {s: [m for m, of in zip(marks, strata, strict=True) if of == s] for s in weights}
-    present = {s: mean_of_items(part) for s, part in parts.items() if part}
+    present = {s: mean_of_items(part, interval=of_items) for s, part in parts.items() if part}
     if not present:
         raise ValueError("a mean needs at least one item")
     total = sum(weights[s] for s in present)
-    mean = sum(weights[s] * e.mean for s, e in present.items()) / total
-    se = math.sqrt(sum((weights[s] * e.se) ** 2 for s, e in present.items())) / total
-    low, high = (max(0.0, mean - Z95 * se), min(1.0, mean + Z95 * se)) if math.isfinite(se) else (0.0, 1.0)
+    mean, se, low, high = _weighted([(weights[s] / total, e) for s, e in present.items()], interval)
     return Estimate(mean, se, low, high, len(marks), sum(map(len, marks)))
 
 
@@ -150,17 +163,49 @@ def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
-    """Plain mean of independent estimates (a table's *Average* of benchmarks), with a normal 95 % interval.
+def mean_of_estimates(estimates: Sequence[Estimate], *, interval: Literal["mover", "normal"] = "mover") -> Estimate:
+    """Plain mean of independent estimates (a table's *Average* of benchmarks), with a 95 % interval.
 
-    The standard error is sqrt(sum of se^2) / number of estimates: item sampling only, not training seeds.
+    The standard error is sqrt(sum of se^2) / number of estimates: item sampling only, not training seeds. It is zero
+    where every part is all wrong or all right, so the interval does not come from it but from bounds of the parts
+    (MOVER, Zou and Donner 2008): with weights w, means p and bounds l, u it reaches from
+    mean - sqrt(sum (w (p - l))^2) to mean + sqrt(sum (w (u - p))^2), and stays in [0, 1]. Bounds are the part's own or
+    Clopper and Pearson's, whichever is wider: from Wilson's alone an average near 0 or 1 covers as little as 84 %
+    (bench/averages.py). The interval of a single estimate stays as it is.
+
+    Args:
+        interval: ``normal``: mean -+ 1.96 se, cut to [0, 1] (records before version 5 have it).
     """
     if not estimates:
         raise ValueError("a mean of estimates needs at least one")
-    mean = float(np.mean([e.mean for e in estimates]))
-    se = math.sqrt(sum(e.se**2 for e in estimates)) / len(estimates)
-    low, high = (max(0.0, mean - Z95 * se), min(1.0, mean + Z95 * se)) if math.isfinite(se) else (0.0, 1.0)
+    mean, se, low, high = _weighted([(1 / len(estimates), e) for e in estimates], interval)
     return Estimate(mean, se, low, high, sum(e.num_items for e in estimates), sum(e.num_samples for e in estimates))
+
+
+def _weighted(parts: Sequence[tuple[float, Estimate]], interval: str) -> tuple[float, float, float, float]:
+    """Mean, standard error and bounds of independent estimates whose weights sum to 1."""
+    mean = sum(w * e.mean for w, e in parts)
+    se = math.sqrt(sum((w * e.se) ** 2 for w, e in parts))
+    if not math.isfinite(se):  # a part with one item
+        return mean, se, 0.0, 1.0
+    if interval == "mover":
+        bounds = [(w, e.mean, *_widest(e)) for w, e in parts] if len(parts) > 1 else [
+            (w, e.mean, e.low, e.high) for w, e in parts
+        ]  # fmt: skip
+        below = math.sqrt(sum((w * (of - low)) ** 2 for w, of, low, _ in bounds))
+        above = math.sqrt(sum((w * (high - of)) ** 2 for w, of, _, high in bounds))
+        return mean, se, max(0.0, mean - below), min(1.0, mean + above)
+    return mean, se, max(0.0, mean - Z95 * se), min(1.0, mean + Z95 * se)
+
+
+def _widest(e: Estimate) -> tuple[float, float]:
+    """Bounds of a part: its own or Clopper and Pearson's (1934), with the effective number of items that its standard
+    error implies, whichever reach further."""
+    effective = max(e.mean * (1 - e.mean) / e.se**2, e.num_items) if e.se > 0 else e.num_items
+    right, wrong = e.mean * effective, (1 - e.mean) * effective
+    low = float(special.betaincinv(right, wrong + 1, 0.025)) if right > 0 else 0.0
+    high = float(special.betaincinv(right + 1, wrong, 0.975)) if wrong > 0 else 1.0
+    return min(low, e.low), max(high, e.high)
 
 
 # --- Several samples of an item ---------------------------------------------------------------------------------------

@@ -24,10 +24,11 @@ from eval_harness import records, style
 from eval_harness.benchmarks import get_benchmark, prompts_hash
 from eval_harness.engines import resolve_engine
 from eval_harness.errors import UserError, unknown
+from eval_harness.identity import data_changes, model_changes, model_parts
 from eval_harness.locks import locked
 from eval_harness.models import check_model
 from eval_harness.records import RunRecord, TrainingRecord
-from eval_harness.runner import Overrides, decoding_of, evaluate, first_items
+from eval_harness.runner import Overrides, data_parts, decoding_of, evaluate, first_items
 from eval_harness.sources import default_data_root, default_image_root
 from eval_harness.stats import Estimate, mean_of_estimates
 from gpg_repro.datasets import get_training_set
@@ -180,6 +181,7 @@ def evaluate_run(
     data_root, image_root = data_root or default_data_root(), image_root or default_image_root()
     overrides = overrides or Overrides()
     wanted = _wanted(names, overrides, limit, data_root)
+    data = data_parts(names, data_root=data_root, image_root=image_root, limit=limit)
     root = (results or default_results()) / "runs"
     moving = {name: value for name, value in options.items() if name != "data_parallel_size"}
     with _snapshot(folder) as saves:
@@ -189,7 +191,7 @@ def evaluate_run(
         for checkpoint in found:
             identity = identities[checkpoint.step]
             label = _label(folder, checkpoint, identity, recipe.scale)
-            there = None if moving else _measured_before(root, folder, label, identity, engine, wanted)
+            there = None if moving else _measured_before(root, folder, label, identity, engine, wanted, data)
             measured.append(
                 Measured(
                     checkpoint,
@@ -198,7 +200,7 @@ def evaluate_run(
                         checkpoint.model,
                         names,
                         engine=engine,
-                        out=root / f"eval-{label}-{engine}-{_key(checkpoint, identity, wanted, moving)}",
+                        out=root / f"eval-{label}-{engine}-{_key(checkpoint, identity, wanted, data, moving)}",
                         label=label,
                         data_root=data_root,
                         image_root=image_root,
@@ -324,31 +326,25 @@ def _wanted(names: Sequence[str], overrides: Overrides, limit: int | None, data_
 
 
 def _measured_before(
-    root: Path, run: Path, label: str, identity: dict, engine: str, wanted: dict[str, list]
+    root: Path, run: Path, label: str, identity: dict, engine: str, wanted: dict[str, list], data: dict[str, str]
 ) -> Path | None:
-    """A finished evaluation of the same weights with the same benchmarks, prompts and decoding, made by this command or
-    by a table with the engine's usual settings; None: there is none."""
+    """A finished evaluation of the same model with the same benchmarks, items and decoding, made by this command or by
+    a table with the engine's usual settings; None: there is none."""
     ours = f"eval-{run.name.removeprefix('train-')}", f"eval-{label}"
     for path in sorted(path for path in root.glob("eval-*/run.json") if path.parent.name.startswith(ours)):
         try:
             done = records.read_run(path.parent)
         except UserError:
             continue  # its own command says what is wrong with it
-        if done.status != "finished" or done.engine.get("name") != engine or not _same_model(done.model, identity):
+        if done.status != "finished" or done.engine.get("name") != engine or model_changes(done, identity):
             continue
         usual = all(
             str(value) in ("None", "auto", "False", "1") for key, value in done.settings.items() if key not in _OF_DATA
         )
         there = {name: [r.version, r.prompts_hash, r.decoding.model_dump()] for name, r in done.benchmarks.items()}
-        if usual and all(there.get(name) == value for name, value in wanted.items()):
+        if usual and all(there.get(name) == value for name, value in wanted.items()) and not data_changes(done, data):
             return path.parent
     return None
-
-
-def _same_model(recorded: dict, identity: dict) -> bool:
-    if identity["weights"] is not None:
-        return recorded.get("weights") == identity["weights"]
-    return (recorded["name"], recorded["revision"]) == (identity["name"], identity["revision"])
 
 
 def _label(run: Path, checkpoint: Checkpoint, identity: dict, scale: str) -> str:
@@ -358,9 +354,9 @@ def _label(run: Path, checkpoint: Checkpoint, identity: dict, scale: str) -> str
     return f"{BASE}-{scale}-{identity['weights'][:8]}" if identity["weights"] else identity["name"].replace("/", "--")
 
 
-def _key(checkpoint: Checkpoint, identity: dict, wanted: dict, moving: dict) -> str:
-    """Eight digits per weights and question, so that a call with other benchmarks never meets these records."""
-    asked = [identity["weights"] or identity["revision"], checkpoint.name, wanted, sorted(moving.items())]
+def _key(checkpoint: Checkpoint, identity: dict, wanted: dict, data: dict, moving: dict) -> str:
+    """Eight digits per model and question, so that a call with other benchmarks never meets these records."""
+    asked = [model_parts(identity), checkpoint.name, wanted, data, sorted(moving.items())]
     return xxhash.xxh3_64(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

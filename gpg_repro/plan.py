@@ -18,6 +18,7 @@ from eval_harness.benchmarks import Benchmark, get_benchmark
 from eval_harness.checkpoints import Checkpoint, Settings, load_checkpoints
 from eval_harness.engines.base import ENGINES
 from eval_harness.errors import UserError, unknown
+from eval_harness.identity import changed_since
 from eval_harness.models import NO_CODE
 from eval_harness.released import Job
 from eval_harness.runner import Overrides, decoding_of, parse_samples
@@ -593,6 +594,8 @@ class _Planner:
             run = self._readable(folder)
             if run is None or run.kind != "evaluation" or (revision and run.model.get("revision") != revision):
                 continue
+            if changed_since(run, self.root / f"train-{label}" / "checkpoint"):
+                continue
             if all(run.settings.get(name) == value for name, value in wanted.items()):
                 found.append((folder, run))
         return found
@@ -673,7 +676,13 @@ class _Planner:
         finished = set()
         for folder in folders:
             run = self._readable(folder)
-            if run is not None and run.status == "finished" and run.settings.get("limit") == limit:
+            if (
+                run is None
+                or run.kind != "evaluation"
+                or changed_since(run, self.root / f"train-{label}" / "checkpoint")
+            ):
+                continue
+            if run.status == "finished" and run.settings.get("limit") == limit:
                 finished |= set(run.benchmarks) & set(names)
         return finished
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import runs_here
 import torch
 from engine_here import EngineHere
 from safetensors.torch import load_file, save_file
@@ -149,6 +150,50 @@ def test_identity_is_the_content_of_adapter_and_base(folders, adapter, tmp_path)
     configure(adapter, base_model_name_or_path=str(folders["base"]), lora_alpha=6)
     assert check_checkpoint(str(adapter))["weights"] != identity["weights"]
     assert check_checkpoint(str(folders["base"])) == check_model(str(folders["base"]))  # models are what they were
+
+
+def test_a_changed_part_of_adapter_or_base_is_another_run(folders, adapter, tmp_path, monkeypatch):
+    engine = runs_here.use(monkeypatch)
+    base = shutil.copytree(folders["base"], tmp_path / "base")
+    configure(adapter, base_model_name_or_path=str(base))
+
+    def run() -> None:
+        evaluate(
+            str(adapter), ["tiny_sums"], engine="transformers", limit=2, out=tmp_path / "run", progress=False
+        )  # fmt: skip
+
+    def scaled(path: Path) -> None:
+        save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+
+    def end(path: Path) -> None:
+        path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+
+    run()
+    asked = len(engine.asked)
+    for folder, name, change, named in (
+        (adapter, CONFIG, lambda path: configure(path.parent, lora_alpha=6), "adapter_config.json"),
+        (adapter, WEIGHTS, scaled, "adapter weights"),
+        (base, "model.safetensors", scaled, "base weights"),
+        (base, "config.json", end, "config.json"),
+        (base, "generation_config.json", end, "generation_config.json"),
+        (base, "chat_template.jinja", end, "chat template"),
+        (base, "tokenizer.json", end, "tokenizer"),
+    ):
+        kept = (folder / name).read_bytes()
+        change(folder / name)
+        with pytest.raises(UserError, match=f"not the same now: (model weights: .*; )?{named}[.]"):
+            run()
+        (folder / name).write_bytes(kept)
+        run()
+    for path in (*base.glob("*token*"), *base.glob("chat*")):
+        shutil.copy(path, adapter)
+    run()  # its own tokenizer, but the same
+    end(base / "tokenizer.json")  # not read any more
+    run()
+    end(adapter / "tokenizer.json")
+    with pytest.raises(UserError, match="not the same now: tokenizer[.]"):
+        run()
+    assert len(engine.asked) == asked
 
 
 def test_the_adapters_own_tokenizer_is_taken(folders, adapter):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from eval_harness import private, provenance, records, runner
+from eval_harness import identity, private, provenance, records, runner
 from eval_harness.__main__ import format_run, main
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.engines import EngineProcess, EngineSettings, Request, Sampling
@@ -286,10 +286,10 @@ def test_old_runs_keep_their_fingerprints(name):
         loaded.append((benchmark, benchmark.load(), result.decoding))
     asked = {name: run.settings[name] for name in ("dtype", "max_model_len", "chat_template")}
     settings = EngineSettings("anything", **asked)
-    request = runner._request_of(run.model, run.engine["name"], settings, loaded, run.settings["limit"])
-    assert runner._fingerprint(request) == run.fingerprint
+    request = identity.request_of(run.model, run.engine["name"], settings, loaded, run.settings["limit"])
+    assert identity.fingerprint(request) == run.fingerprint
     changed = EngineSettings("anything", **asked, deterministic=True)
-    assert runner._request_of(run.model, run.engine["name"], changed, loaded, run.settings["limit"]) != request
+    assert identity.request_of(run.model, run.engine["name"], changed, loaded, run.settings["limit"]) != request
 
 
 # verify ---------------------------------------------------------------------------------------------------------------
@@ -364,21 +364,39 @@ def test_verify_says_that_an_earlier_record_has_another_strict_rule(finished, tm
     assert "; versions differ: strict rule of the grader -> strict_math 1\n" in capsys.readouterr().out
 
 
-def test_records_of_version_2_are_read_and_verified(finished, tmp_path):
-    copy = _forge(finished, tmp_path / "copy", "run.json", '"schema_version": 4', '"schema_version": 2')
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_records_of_earlier_versions_are_read_and_verified(finished, tmp_path, version):
+    """With the intervals and the fingerprint of their time."""
+    copy = _forge(finished, tmp_path / "copy", "run.json", '"schema_version": 5', f'"schema_version": {version}')
     raw = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    for name in ("provenance", "shard", "average_single"):
+    asked = {key: raw["identity"][key] for key in ("model", "engine", "settings", "limit", "benchmarks")}
+    raw["fingerprint"] = identity.fingerprint(asked)
+    raw["average"] |= {"low": 0.0, "high": 0.0}  # normal, from a standard error of 0
+    raw["average_single"] |= {"low": 0.0, "high": 0.0}
+    for name in ("identity", *(("provenance", "shard", "average_single") if version == 2 else ())):
         del raw[name]
-    for name in ("single", "single_strict"):
+    for name in ("single", "single_strict") if version == 2 else ():
         del raw["benchmarks"]["tiny_sums"][name]
     records.write_json(copy / "run.json", raw)
-    assert records.read_run(copy).provenance == {}
-    raw["benchmarks"]["tiny_sums"]["score"]["low"] -= 0.01  # intervals were of another kind then
+    assert (records.read_run(copy).provenance == {}) == (version == 2)
+    report = verify(copy)
+    assert list(report) == ["tiny_sums"] and report["tiny_sums"]["reproduced"]
+    score = raw["benchmarks"]["tiny_sums"]["score"]
+    score["low"] -= 0.01
     records.write_json(copy / "run.json", raw)
-    row = verify(copy)["tiny_sums"]
-    assert row["problems"] == [] and row["changed"] == 0
-    records.write_json(copy / "run.json", raw | {"schema_version": records.INTERVALS_SINCE})
     assert verify(copy)["tiny_sums"]["problems"] == ["score differs"]
+    score["low"] += 0.01
+    raw["average"]["high"] = 0.01
+    records.write_json(copy / "run.json", raw)
+    assert verify(copy)["average"]["problems"] == ["average is not the mean of the benchmarks"]
+
+
+def test_a_record_without_single_samples_shows_none(finished, tmp_path):
+    copy = _forge(finished, tmp_path / "copy", "run.json", "{", "{")
+    raw = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    raw["average_single"] = None
+    for name in ("single", "single_strict"):
+        del raw["benchmarks"]["tiny_sums"][name]
     records.write_json(copy / "run.json", raw)
     assert "single sample" in format_run(records.read_run(finished))
     assert "single sample" not in format_run(records.read_run(copy))

@@ -2,11 +2,17 @@
 
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 from scipy import stats as scipy_stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+import averages
 
 from eval_harness import stats
 from eval_harness.stats import (
@@ -133,24 +139,68 @@ def test_refuses_what_has_no_mean(marks):
 def test_average_of_benchmarks_weighs_them_equally():
     a = Estimate(0.2, 0.03, 0, 1, 30, 30)
     b = Estimate(0.6, 0.04, 0, 1, 500, 500)
-    average = mean_of_estimates([a, b])
+    average = mean_of_estimates([a, b], interval="normal")
     assert average.mean == pytest.approx(0.4)
     assert average.se == pytest.approx(0.025)  # sqrt(.0009 + .0016) / 2
     assert average.high - average.mean == pytest.approx(1.95996 * 0.025, abs=1e-5)
     assert average.num_items == 530
+    # from the parts' intervals, which are wider than exact ones: .4 - sqrt((.1/2)^2 + (.06/2)^2) and
+    # .4 + sqrt((.2/2)^2 + (.08/2)^2)
+    found = mean_of_estimates([Estimate(0.2, 0.03, 0.1, 0.4, 500, 500), Estimate(0.6, 0.01, 0.54, 0.68, 5000, 5000)])
+    assert (found.low, found.high) == (pytest.approx(0.4 - 0.0583095), pytest.approx(0.4 + 0.1077033))
+
+
+def test_an_average_of_parts_all_wrong_or_all_right_keeps_a_width():
+    # 0 of 16: the exact upper end has (1 - u)^16 = .025, so u = 1 - exp(ln .025 / 16) = .2059072, beyond Wilson's
+    # .1936077; of the mean of two sqrt(2 (u / 2)^2) = u / sqrt(2) = .1455984. Of 0 of 32 it were .1088834.
+    nothing = mean_of_items([[0]] * 16)
+    both = mean_of_estimates([nothing, nothing])
+    assert (both.mean, both.se, both.low) == (0.0, 0.0, 0.0) and both.high == pytest.approx(0.1455984, abs=1e-6)
+    assert mean_of_estimates([nothing, nothing], interval="normal").high == 0.0
+    everything = mean_of_estimates([mean_of_items([[1]] * 16)] * 2)
+    assert (everything.low, everything.high) == (pytest.approx(1 - 0.1455984, abs=1e-6), 1.0)
+    strata = mean_of_strata([[0]] * 32, ["a", "b"] * 16, {"a": 0.5, "b": 0.5})
+    assert (strata.low, strata.high) == (0.0, both.high)
+    alone = mean_of_estimates([nothing])
+    assert (alone.low, alone.high) == (nothing.low, pytest.approx(nothing.high)) == (0.0, pytest.approx(0.1936077))
+
+
+@pytest.mark.parametrize("p", [0, 0.01, 0.5, 1])
+@pytest.mark.parametrize("items", [(8, 8), (16, 16), (16, 16, 16, 16, 16), (30, 500, 40, 272, 674)])
+def test_coverage_of_an_average(p, items):
+    """A few draws; bench/averages.py makes 20,000. At p = 0 and 1 nothing can be outside."""
+    draws = 500 if len(set(items)) > 1 else 2000
+    held = averages.coverage([p] * len(items), items, draws=draws, rng=np.random.default_rng(0))
+    assert held["mover"] >= (1.0 if p in (0, 1) else 0.94)
+    if p == 0.01 and items[0] == 8:
+        assert held["normal"] < 0.3  # mostly nothing right, and an interval without a width
+
+
+def test_earlier_intervals_are_students():
+    # means .5 (8 items), 1 and 0: mean .5, variance .5 / 9, se .0745356; t(9) = 2.262157, half .1686114
+    marks = [[1, 0]] * 8 + [[1, 1], [0, 0]]
+    found = mean_of_items(marks, interval="t")
+    assert (found.low, found.high) == (pytest.approx(0.3313886, abs=1e-6), pytest.approx(0.6686114, abs=1e-6))
+    assert mean_of_items([[0], [1]], interval="t") == mean_of_items([[0], [1]])  # Wilson's then, too
+    assert found.low > mean_of_items(marks).low
 
 
 def test_strata_are_weighed_by_hand():
     # a: 1 0, mean .5, se .5; b: 1 1 0 1, mean .75, se .25; c has no item, so a weighs 1/3 and b 2/3
     # mean .5/3 + 1.5/3 = 2/3; se = sqrt((.5/3)^2 + (.5/3)^2) = .235702; 2/3 - 1.95996 * .235702 = .204699
     marks, strata = [[1], [1], [0], [1], [0], [1]], ["a", "b", "a", "b", "b", "b"]
-    found = mean_of_strata(marks, strata, {"a": 0.25, "b": 0.5, "c": 0.25})
+    found = mean_of_strata(marks, strata, {"a": 0.25, "b": 0.5, "c": 0.25}, interval="normal")
     assert (found.mean, found.se) == (pytest.approx(2 / 3), pytest.approx(0.235702, abs=1e-6))
     assert (found.low, found.high) == (pytest.approx(0.204699, abs=1e-5), 1.0)
     assert (found.num_items, found.num_samples) == (6, 6)
     # the other way round the upper end is inside: 1 - .204699
-    other = mean_of_strata([[1 - m[0]] for m in marks], strata, {"a": 0.25, "b": 0.5})
+    other = mean_of_strata([[1 - m[0]] for m in marks], strata, {"a": 0.25, "b": 0.5}, interval="normal")
     assert (other.low, other.high) == (0.0, pytest.approx(0.795301, abs=1e-5))
+    # exact of 1 of 2: 1 - (1 - l)^2 = .025 and u^2 = .975, [.0125791, .9874209]; of 3 of 4: 4 l^3 - 3 l^4 = .025 and
+    # u^4 = .975, [.1941204, .9936905]; a third and two thirds of the distances
+    found = mean_of_strata(marks, strata, {"a": 0.25, "b": 0.5, "c": 0.25})
+    assert found.low == pytest.approx(2 / 3 - math.hypot((0.5 - 0.0125791) / 3, (0.75 - 0.1941204) * 2 / 3), abs=1e-6)
+    assert found.high == pytest.approx(2 / 3 + math.hypot((0.9874209 - 0.5) / 3, (0.9936905 - 0.75) * 2 / 3), abs=1e-6)
     single = mean_of_strata([[1], [0], [1]], ["a", "b", "b"], {"a": 0.5, "b": 0.5})  # one item shows no spread
     assert (single.mean, single.low, single.high) == (0.75, 0.0, 1.0)
     with pytest.raises(ValueError, match="no weight for the strata d; known are a, b"):

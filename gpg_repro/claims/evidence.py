@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from eval_harness import records
+from eval_harness.identity import changed_since
 from eval_harness.released import Job
 from eval_harness.stats import Z95
 from gpg_repro.claims.data import Claim, Test, Training
@@ -298,7 +299,8 @@ def finished_runs(table: Table, root: Path) -> list[RowRuns]:
             labels = {seed: folder.name.removeprefix("train-") for seed, folder in trainings.items()}
             if part.hub:
                 labels = {0: Job(part.checkpoint, part.variant).label if part.checkpoint else _hub_label(part)}
-            folders = {seed: _newest(root, label, table.measured_on(part, "paper")) for seed, label in labels.items()}
+            measured_on = table.measured_on(part, "paper")
+            folders = {seed: _newest(root, label, measured_on, part.hub_revision) for seed, label in labels.items()}
             folders = {seed: folder for seed, folder in folders.items() if folder is not None}
             if folders:
                 parts[part.column] = RowRuns(part, folders, {s: t for s, t in trainings.items() if s in folders})
@@ -311,10 +313,16 @@ def _hub_label(row: Row) -> str:
     return row.hub.replace("/", "--")
 
 
-def _newest(root: Path, label: str, benchmarks: Sequence[str]) -> Path | None:
+def _newest(root: Path, label: str, benchmarks: Sequence[str], revision: str | None) -> Path | None:
+    """The last whole evaluation of the checkpoint as it is now: of this revision, or in the training's folder."""
+
     def whole() -> Iterator[tuple[str, Path]]:
         for folder in evaluation_folders(root, label):
             run = records.read_run(folder)
+            if revision not in (None, run.model.get("revision")):
+                continue
+            if changed_since(run, root / f"train-{label}" / "checkpoint"):
+                continue
             limited = run.settings.get("limit") is not None
             if run.status == "finished" and not limited and set(benchmarks) <= set(run.benchmarks):
                 yield run.finished, folder

@@ -17,6 +17,7 @@ import pandas as pd
 
 from eval_harness import records
 from eval_harness.errors import UserError
+from eval_harness.identity import changed_since
 from eval_harness.style import GPG_BLUE, GRPO_GRAY
 from gpg_repro.figure_plots import AnswerColumn, answers_figure
 from gpg_repro.figures import FigureReport
@@ -163,9 +164,13 @@ def _of_paper(rows: Sequence[Row], root: Path) -> list[RowRuns]:
             seed: folder
             for seed, training in trained.items()
             for folder, run in measured
-            if run.run_id == training.name.removeprefix("train-")
+            if run.run_id == training.name.removeprefix("train-") and not changed_since(run, training / "checkpoint")
         }
-        released = [folder for folder, run in measured if run.model.get("name") == row.hub]
+        released = [
+            folder
+            for folder, run in measured
+            if run.model.get("name") == row.hub and row.hub_revision in (None, run.model.get("revision"))
+        ]
         folders = folders or dict(enumerate(released[-1:]))
         if folders:
             found.append(RowRuns(row, folders, {s: t for s, t in trained.items() if s in folders}))
