@@ -16,6 +16,7 @@ from typing import Any
 from eval_harness.errors import UserError
 from eval_harness.graders.box import polygon_box
 from eval_harness.images import ImageError, size_of
+from eval_harness.outside import parse_json
 from eval_harness.sources import Local
 
 FOLDER = "reasonseg"
@@ -107,10 +108,10 @@ def read_annotation(path: Path) -> dict[str, Any]:
         except UnicodeDecodeError as error:
             raise _damaged(path, f"neither UTF-8 nor Windows-1252 (byte {error.start})") from None
     try:
-        raw = json.loads(text)
+        raw = parse_json(text)
     except json.JSONDecodeError as error:
         raise _damaged(path, f"not valid JSON ({error.msg}, line {error.lineno})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except ValueError as error:  # a number of thousands of digits, too many brackets
         raise _damaged(path, f"JSON that cannot be read ({error})") from None
     if not isinstance(raw, dict):
         raise _damaged(path, f"a JSON object was expected, got {type(raw).__name__}")

@@ -39,6 +39,8 @@ or no (Student's t before). Records of earlier versions are read as they are."""
 _READABLE = (1, 2, 3, 4)
 INTERVALS_SINCE = 4
 """Since this version the stored intervals are those that ``eval_harness.stats`` makes now."""
+WITHHELD = ("content_filter", "refusal", "tool_calls")
+"""Finish reasons of a server's answers that are counted like flags: graded, but not what the model was asked for."""
 _TRACKED_PACKAGES = (
     "torch",
     "transformers",
@@ -84,7 +86,8 @@ class Sample(_Record):
     status: Literal["scored", "failed"]
     completion: str | None
     finish_reason: str | None
-    """``stop`` or ``length`` (cut at the token limit)."""
+    """``stop`` or ``length`` (cut at the token limit); of a server also ``content_filter``, ``refusal``, ``tool_calls``
+    or a word of its own; null: it did not tell."""
     num_prompt_tokens: int | None
     num_completion_tokens: int | None
     correct: bool | None
@@ -171,7 +174,8 @@ class BenchmarkResult(_Record):
     mean_completion_tokens: float | None
     groups: dict[str, GroupResult] = {}
     flags: dict[str, int] = {}
-    """Samples that carry each flag."""
+    """Samples that carry each flag, and those that a server withheld (``content_filter``, ``refusal``,
+    ``tool_calls``)."""
     extra: dict[str, dict[str, float]] = {}
     """Estimate of every further mark, e.g. the tag-based reading of GEOQA or mask IoU."""
 

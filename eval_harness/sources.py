@@ -19,6 +19,7 @@ from PIL import Image
 
 from eval_harness.errors import UserError
 from eval_harness.images import ImageError, encode
+from eval_harness.outside import cleaned, parse_json
 
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 ImageReader = Callable[[int, str], bytes]
@@ -56,7 +57,7 @@ class Hub:
             return read_jsonl(path, self.columns), path.name
         data = self._from_hub()
         names = [name for name in self.columns if name != self.image_column]
-        return [dict(row) for row in data.select_columns(names)], self.describe()
+        return [cleaned(dict(row)) for row in data.select_columns(names)], self.describe()
 
     def commit(self) -> str | None:
         """The commit the hub's copy is of, also where ``revision`` is open; None: the copy does not tell."""
@@ -244,7 +245,7 @@ def default_data_root() -> Path | None:
 
 
 def read_jsonl(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Read a JSONL file of objects.
+    """Read a JSONL file of objects, their texts clean (see :mod:`eval_harness.outside`).
 
     Raises:
         UserError: missing file, bytes that are not UTF-8, a line that is not a JSON object, or a required key missing;
@@ -264,13 +265,13 @@ def read_jsonl(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}). Each line must "
                 "be one JSON object."
             ) from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        except ValueError as error:  # a number of thousands of digits, too many brackets
             raise UserError(f"{path}, line {number}: JSON that cannot be read ({error}). Shorten it.") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: a JSON object was expected, got {type(row).__name__}.")
