@@ -58,9 +58,9 @@ def parse_json(text: str) -> Any:
 
 
 def one_line(text: str, limit: int = 500) -> str:
-    """Text for a message: clean, white space folded, escapes and direction marks shown as such, cut at ``limit``."""
-    folded = " ".join(clean(text).split())
-    return _UNSEEN.sub(lambda found: ascii(found.group())[1:-1], folded)[:limit]
+    """Text for a message: clean, white space folded, what cannot be seen as an escape, cut at ``limit`` characters."""
+    folded = " ".join(clean(text).split())[:limit]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in folded)[:limit]
 
 
 def printable(text: str) -> str:
