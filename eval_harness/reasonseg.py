@@ -15,7 +15,7 @@ from typing import Any
 
 from eval_harness.errors import UserError
 from eval_harness.graders.box import polygon_box
-from eval_harness.images import ImageError, size_of
+from eval_harness.images import ImageError, read_file, size_of
 from eval_harness.outside import parse_json
 from eval_harness.sources import Local
 
@@ -72,8 +72,8 @@ class ReasonSeg(Local):
     def _of_image(self, split: str, path: Path, image: Path) -> list[dict[str, Any]]:
         annotation = read_annotation(path)
         try:
-            width, height = size_of(image.read_bytes(), image.name)
-        except (ImageError, OSError):
+            width, height = size_of(read_file(image, image.name), image.name)
+        except ImageError:
             width = height = None  # a bad image costs its item: the run's reader will say what is wrong with it
         polygons = annotation["polygons"]
         box = list(polygon_box(polygons[0]["points"], width, height)) if polygons and width and height else None

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from eval_harness.errors import UserError
-from eval_harness.images import ImageError, encode
+from eval_harness.images import ImageError, encode, read_file
 from eval_harness.outside import cleaned, parse_json
 
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
@@ -81,7 +81,7 @@ class Hub:
             cell = data[index][self.image_column] or {}
             if not cell.get("bytes") and not cell.get("path"):
                 raise ImageError(f"{name}: the data set holds no image here")
-            return cell.get("bytes") or _read(_in_a_cache(cell["path"], name), name)
+            return cell.get("bytes") or read_file(_in_a_cache(cell["path"], name), name)
 
         return read
 
@@ -207,10 +207,10 @@ def folder_reader(folder: Path) -> ImageReader:
             homes = [folder.resolve(), *(place.resolve() for part in parts[:1] if (place := folder / part).is_dir())]
             real = (folder / name).resolve()
         except (OSError, ValueError, RuntimeError):  # a NUL, a ring of links: reading says what is wrong
-            return _read(folder / name, name)
+            return read_file(folder / name, name)
         if not any(real.is_relative_to(home) for home in homes):
             raise ImageError(f"{name}: is a link that leads out of the image folder; put a copy there")
-        return _read(folder / name, name)
+        return read_file(folder / name, name)
 
     return read
 
@@ -224,14 +224,6 @@ def _in_a_cache(path: str, name: str) -> Path:
     if not any(Path(path).resolve().is_relative_to(home) for home in homes):
         raise ImageError(f"{name}: the data set names a file that is not its own")
     return Path(path)
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        problem = getattr(error, "strerror", None) or error
-        raise ImageError(f"{name!a}: {problem} (in the folder {path.parent.name})") from None
 
 
 def default_image_root() -> Path | None:

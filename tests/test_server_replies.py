@@ -314,7 +314,7 @@ def test_an_error_page_has_one_too(server, ask, tmp_path):
 
 
 def test_more_tokens_may_take_more_bytes(server, ask, monkeypatch):
-    """64 bytes for each: 1,024 tokens in two samples are 128 KiB, and what is 100 KiB too large for 16 tokens passes."""
+    """64 bytes for each: two samples of 4,096 may have 512 KiB beside the 1 KiB here, 16 tokens 1 KiB beside it."""
     monkeypatch.setattr(engine_module, "REPLY_BYTES", 1 << 10)
     text = "x" * 100_000
     server.models = (200, {"data": [{"id": "served"}]}, {})

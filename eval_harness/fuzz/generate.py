@@ -516,6 +516,19 @@ def packed_input(records: Sequence[Any]) -> Callable[[Draw, Sequence[str]], Inpu
     return draw
 
 
+def bytes_input(make: Callable[[], Sequence[bytes]]) -> Callable[[Draw, Sequence[str]], Input]:
+    """Files of bytes, a character for each, mostly damaged near their beginning, where headers are."""
+
+    def draw(d: Draw, corpus: Sequence[str]) -> Input:
+        text = d.of(make()).decode("latin-1")
+        if d.one_in(10):
+            return Input("", text)
+        head = 1 + d.below(d.of((16, 64, len(text))))
+        return Input("", mutated(d, text[:head], corpus) + text[head:])
+
+    return draw
+
+
 def text_input(d: Draw, corpus: Sequence[str]) -> Input:
     """A text for a parser."""
     kind = d.below(4)

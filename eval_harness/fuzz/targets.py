@@ -13,8 +13,10 @@ import math
 import os
 import re
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -91,6 +93,7 @@ def _parsers() -> dict[str, Target]:
         "server_reply": generate.file_input(_REPLIES, lines=False),
         "server_models": generate.file_input(_MODELS, lines=False),
         "server_bytes": generate.packed_input(_REPLIES),
+        "picture": generate.bytes_input(_pictures),
     }
     slow = {"inspect": 1}
     return {
@@ -426,6 +429,56 @@ def _parse_server_bytes(text: str, coding: str) -> Any:
         except StopIteration as ended:
             found, whole = ended.value
     assert len(found) <= most and (whole or max(len(found), len(data)) >= most)
+    return found
+
+
+def _parse_picture(text: str) -> Any:
+    """Under limits that fit a worker; what is within them is decoded as what it says it is."""
+    from eval_harness import images
+
+    data, pixels = text.encode("latin-1", "replace"), 1 << 20
+    limits = mock.patch.multiple(images, MAX_PIXELS=pixels, MAX_MEMORY_BYTES=8 * pixels)
+    with limits, _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            size = images.size_of(data, "a picture")
+            shown = images.decode(data, "a picture")
+        except images.ImageError as error:
+            assert "a picture" in str(error)
+            raise UserError(str(error)) from None
+    assert shown.mode == "RGB" and shown.size == size and math.prod(size) <= pixels
+    return shown.size
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What libtiff prints goes nowhere; a worker cannot open /dev/null."""
+    kept, ends = os.dup(2), os.pipe()
+    os.dup2(ends[0], 2)  # an end that nothing can be written to
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        for end in (kept, *ends):
+            os.close(end)
+
+
+@cache
+def _pictures() -> list[bytes]:
+    """A small one of each format and of several modes."""
+    from PIL import Image
+
+    kinds = (
+        ("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "P", {"transparency": 0}), ("PNG", "I;16", {}),
+        ("JPEG", "RGB", {}), ("JPEG", "CMYK", {"progressive": True}), ("WEBP", "RGB", {}), ("GIF", "P", {}),
+        ("BMP", "RGB", {}), ("TIFF", "RGB", {"compression": "tiff_lzw"}), ("TIFF", "F", {}), ("EPS", "RGB", {}),
+    )  # fmt: skip
+    found = []
+    for format, mode, options in kinds:
+        stream = io.BytesIO()
+        image = Image.linear_gradient("L").resize((24, 16)).convert("I" if mode == "I;16" else mode)
+        (image.convert(mode) if mode == "I;16" else image).save(stream, format, **options)
+        found.append(stream.getvalue())
     return found
 
 
