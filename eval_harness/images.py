@@ -22,9 +22,11 @@ MAX_ASPECT_RATIO = 200
 """Longer strips are refused by Qwen2-VL's processor."""
 DECODE_SECONDS = 10.0
 """Of computing. Looked at whenever the decoder asks for more bytes, so no process is needed to hold it: a picture of
-``MAX_PIXELS`` takes some 3 s, and what can take for ever (scans of a progressive JPEG, markers) asks in small pieces."""
+``MAX_PIXELS`` takes some 3 s, and what can take for ever (scans of a JPEG, markers) asks in small pieces."""
 _PIECE_BYTES = 512
-"""The scans that these can hold take a progressive JPEG less than a second, whatever its size."""
+"""Of a JPEG in several scans: each is a walk over the whole picture, and may have 14 bytes."""
+_SCAN = b"\xff\xda"
+"""The marker of a scan; there is one before the pixels of any JPEG."""
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _CLEAR = ("RGBA", "LA", "PA")
 _PEAK_BYTES = {"1": 5, "L": 5, "P": 5, "F": 9}
@@ -131,14 +133,14 @@ def open_image(data: bytes, name: str = "image") -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded. Scale it down.")
-    is_progressive = image.format in ("JPEG", "MPO") and "progressive" in image.info
-    peak = _peak_bytes(image, is_progressive)
+    in_scans = image.format in ("JPEG", "MPO") and data.count(_SCAN) > 1  # progressive ones, and others
+    peak = _peak_bytes(image, in_scans)
     if width * height * peak > MAX_MEMORY_BYTES:
         raise ImageError(
             f"{name}: {width} x {height} pixels of kind {image.mode} take {width * height * peak >> 20} MiB; at most "
             f"{MAX_MEMORY_BYTES >> 20} MiB are given. Scale it down."
         )
-    if is_progressive:
+    if in_scans:
         image.decodermaxblock = _PIECE_BYTES
     return image
 
@@ -173,11 +175,11 @@ def _opened(data: bytes, name: str) -> Image.Image:
         raise ImageError(f"{name}: not a readable image ({_first_line(error)})") from None
 
 
-def _peak_bytes(image: Image.Image, is_progressive: bool) -> int:
+def _peak_bytes(image: Image.Image, in_scans: bool) -> int:
     """Most bytes a pixel takes on its way to RGB."""
     clear = image.mode in _CLEAR or "transparency" in image.info
     peak = _CLEAR_PEAK_BYTES.get(image.mode, 20) if clear else _PEAK_BYTES.get(image.mode, 13)
-    decoder = 2 * len(image.getbands()) if is_progressive else 12 if image.format == "WEBP" else 0
+    decoder = 2 * len(image.getbands()) if in_scans else 12 if image.format == "WEBP" else 0
     return max(peak, 4 + decoder)
 
 

@@ -31,6 +31,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_harness.errors import UserError, disk_told, unknown
+from eval_harness.outside import clean, cleaned
 
 SCHEMA_VERSION = 4
 """2 added images, groups, marks between 0 and 1 and reasons per rule; 3 the score of a single sample, provenance and
@@ -270,7 +271,7 @@ def write_json(path: Path, record: BaseModel | dict) -> None:
         UserError: the disk is full, read-only or broken; the old file stays.
     """
     payload = record.model_dump(mode="json") if isinstance(record, BaseModel) else record
-    write_whole(path, json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, clean(json.dumps(payload, indent=2, ensure_ascii=False)) + "\n")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -346,8 +347,12 @@ def replace_lines(path: Path, records: Iterable[BaseModel]) -> None:
 
 
 def json_line(record: BaseModel) -> bytes:
-    """A record as one line of a JSONL file."""
-    return json.dumps(record.model_dump(mode="json"), ensure_ascii=True).encode("ascii") + b"\n"
+    """A record as one line of a JSONL file; half a surrogate pair, which no reader takes back, is U+FFFD."""
+    values = record.model_dump(mode="json")
+    line = json.dumps(values, ensure_ascii=True)
+    if "\\ud" in line:  # may be a whole pair
+        line = json.dumps(cleaned(values), ensure_ascii=True)
+    return line.encode("ascii") + b"\n"
 
 
 def read_lines(path: Path, kind: type[R], *, repair: bool = False) -> list[R]:

@@ -621,7 +621,9 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
                 task, item = by_name[name], items[name, item_id]
                 future = pool.grade_async(
                     task.benchmark.grader,
-                    _answers(task.benchmark.grader, item, ((c.text, c.finish_reason) for c in result.completions)),
+                    _answers(
+                        task.benchmark.grader, item, ((clean(c.text), c.finish_reason) for c in result.completions)
+                    ),
                 )
                 in_flight += 1
                 future.add_done_callback(
