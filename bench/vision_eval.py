@@ -131,8 +131,8 @@ def bare(folder: Path, num: int, samples: int, tokens: int) -> dict:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     import torch
     import vllm
-    from PIL import Image
 
+    from eval_harness.images import decode
     from eval_harness.runner import item_seed
 
     on_gpu = torch.cuda.is_available()
@@ -148,7 +148,7 @@ def bare(folder: Path, num: int, samples: int, tokens: int) -> dict:
     start = time.perf_counter()
     conversations, params = [], []
     for number in range(num):
-        image = Image.open(folder / "pictures" / f"{number}.jpg").convert("RGB")
+        image = decode((folder / "pictures" / f"{number}.jpg").read_bytes())
         content = [{"type": "image_pil", "image_pil": image}, {"type": "text", "text": QUESTION}]
         conversations.append([{"role": "user", "content": content}])
         seed = item_seed(1234, "bench_pictures", str(number))

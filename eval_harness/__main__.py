@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from eval_harness import contamination, released
 from eval_harness.errors import UserError, disk_told
 from eval_harness.interop import commands as interop
+from eval_harness.outside import check_arguments, printable
+from eval_harness.private import hide_secrets
 
 if TYPE_CHECKING:
     from eval_harness.graders import Verdict
@@ -131,13 +133,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         ours = {"list": _list, "run": _run, "grade": _grade, "verify": _verify, "compare": _compare, "merge": _merge}
         ours |= {"released": released.run, "contamination": contamination.run}
+        check_arguments(vars(args))
         with disk_told(Path.cwd(), verb="read or write"):
             return {**ours, **interop.COMMANDS}[args.command](args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
         return 2
     except EngineError as error:
-        print(f"error: {error}\nFinished records were kept; the same command resumes the run.", file=sys.stderr)
+        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
+        print("Finished records were kept; the same command resumes the run.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; finished records were kept, the same command resumes the run.", file=sys.stderr)
@@ -170,8 +174,9 @@ def _run(args: argparse.Namespace) -> int:
     if template not in (None, "none"):
         try:
             template = Path(template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--chat-template {template}: {error.strerror}; give a file or the word none.") from None
+        except (OSError, ValueError) as error:  # ValueError: no UTF-8
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"--chat-template {template}: {why}; give a file or the word none.") from None
     samples = None if args.samples is None else parse_samples(args.samples)
     overrides = Overrides(samples, args.seed, args.temperature, args.top_p, args.max_new_tokens, args.system_prompt)
     folder = evaluate(
@@ -222,6 +227,8 @@ def _merge(args: argparse.Namespace) -> int:
 
 def format_run(run) -> str:
     """Scores of a run as text: percent with 95 % interval, and the counts they rest on."""
+    from eval_harness.records import WITHHELD
+
     lines = [f"{run.run_id} ({', '.join(filter(None, (run.engine['name'], run.engine.get('dtype'))))})"]
     for name, result in run.benchmarks.items():
         counts = f"asked {result.asked}, scored {result.scored}, failed {result.failed}"
@@ -231,6 +238,7 @@ def format_run(run) -> str:
         strict = 100 * result.score_strict["mean"]
         notes = [f"{result.num_truncated} cut at the token limit"] if result.num_truncated else []
         notes += [f"{result.num_timeout} grading timeouts"] if result.num_timeout else []
+        notes += [f"{result.flags[end]} ended by {end}" for end in WITHHELD if end in result.flags]
         notes += [f"{result.num_gold_fallback} golds compared as text"] if result.num_gold_fallback else []
         lines.append(
             f"  {name:16} {_scored(result.score, result.single, result.decoding.samples)}  strict "

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.errors import UserError
+from eval_harness.outside import parse_json
 
 Row = tuple[str, int, str]
 """Image, label, class name."""
@@ -60,7 +61,7 @@ def flowers102(root: Path) -> Iterator[Row]:
     """Flowers102: the part ``test`` of CoOp's ``split_zhou_OxfordFlowers.json``, with its class names."""
     path = root / "split_zhou_OxfordFlowers.json"
     try:
-        rows = json.loads(_text(path))["test"]
+        rows = parse_json(_text(path))["test"]
         yield from ((f"jpg/{image}", int(label), str(name)) for image, label, name in rows)
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise UserError(

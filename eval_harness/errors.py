@@ -36,6 +36,7 @@ _DISK = {
     errno.EROFS: ("the file system is read-only", "give a folder that can be written"),
     errno.EACCES: ("there is no permission", "give a folder you may write to"),
     errno.EPERM: ("there is no permission", "give a folder you may write to"),
+    errno.ENAMETOOLONG: ("the name is too long", "give a shorter one"),
     errno.EIO: ("the disk reports an error", "check the disk"),
     errno.ESTALE: ("the network file system lost it", "mount it again"),
 }

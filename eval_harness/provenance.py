@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import xxhash
 
-from eval_harness import records
+from eval_harness import outside, records
 from eval_harness.benchmarks import Benchmark, prompts_hash
 from eval_harness.engines.base import EngineSettings
 from eval_harness.engines.openai import server_of
@@ -139,7 +139,7 @@ def of_session(settings: EngineSettings, engine: Mapping[str, Any], environment:
 
 def command_line(arguments: Sequence[str] | None = None) -> list[str]:
     """The command of this process, fit for a record: see :func:`shown`; secrets are ``***``."""
-    words = list(sys.orig_argv if arguments is None else arguments)
+    words = [outside.clean(word) for word in (sys.orig_argv if arguments is None else arguments)]
     clean, hidden = [], False
     for place, word in enumerate(words):
         if place == 0:
@@ -163,7 +163,9 @@ def shown(text: str) -> str:
     """Text without what tells about a machine: of paths the last part, of URLs public hosts only, no secrets."""
     whole = text.startswith(("/", "~")) and "," not in text or os.sep in text and _exists(text)
     text = _URL.sub(_public_url, text)
-    text = hide(text)  # first, so that of the home folder nothing but ~ is left to be the last part of a path
+    text = hide(
+        outside.clean(text)
+    )  # first, so that of the home folder nothing but ~ is left to be the last part of a path
     if whole and "://" not in text:
         return Path(text).name or text
     return _ABSOLUTE.sub(lambda match: re.split(r"[/\\]", match.group().rstrip("/\\"))[-1], text)

@@ -15,7 +15,8 @@ from typing import Any
 
 from eval_harness.errors import UserError
 from eval_harness.graders.box import polygon_box
-from eval_harness.images import ImageError, size_of
+from eval_harness.images import ImageError, read_file, size_of
+from eval_harness.outside import parse_json
 from eval_harness.sources import Local
 
 FOLDER = "reasonseg"
@@ -71,8 +72,8 @@ class ReasonSeg(Local):
     def _of_image(self, split: str, path: Path, image: Path) -> list[dict[str, Any]]:
         annotation = read_annotation(path)
         try:
-            width, height = size_of(image.read_bytes(), image.name)
-        except (ImageError, OSError):
+            width, height = size_of(read_file(image, image.name), image.name)
+        except ImageError:
             width = height = None  # a bad image costs its item: the run's reader will say what is wrong with it
         polygons = annotation["polygons"]
         box = list(polygon_box(polygons[0]["points"], width, height)) if polygons and width and height else None
@@ -107,10 +108,10 @@ def read_annotation(path: Path) -> dict[str, Any]:
         except UnicodeDecodeError as error:
             raise _damaged(path, f"neither UTF-8 nor Windows-1252 (byte {error.start})") from None
     try:
-        raw = json.loads(text)
+        raw = parse_json(text)
     except json.JSONDecodeError as error:
         raise _damaged(path, f"not valid JSON ({error.msg}, line {error.lineno})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except ValueError as error:  # a number of thousands of digits, too many brackets
         raise _damaged(path, f"JSON that cannot be read ({error})") from None
     if not isinstance(raw, dict):
         raise _damaged(path, f"a JSON object was expected, got {type(raw).__name__}")

@@ -31,6 +31,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_harness.errors import UserError, disk_told, unknown
+from eval_harness.outside import clean, cleaned
 
 SCHEMA_VERSION = 5
 """2 added images, groups, marks between 0 and 1 and reasons per rule; 3 the score of a single sample, provenance and
@@ -43,6 +44,8 @@ IDENTITY_SINCE = 5
 INTERVALS_SINCE, AVERAGES_SINCE = 4, 5
 """Since these versions the stored intervals of benchmarks, and of averages and strata, are those that
 ``eval_harness.stats`` makes now."""
+WITHHELD = ("content_filter", "refusal", "tool_calls")
+"""Finish reasons of a server's answers that are counted like flags: graded, but not what the model was asked for."""
 _TRACKED_PACKAGES = (
     "torch",
     "transformers",
@@ -88,7 +91,8 @@ class Sample(_Record):
     status: Literal["scored", "failed"]
     completion: str | None
     finish_reason: str | None
-    """``stop`` or ``length`` (cut at the token limit)."""
+    """``stop`` or ``length`` (cut at the token limit); of a server also ``content_filter``, ``refusal``, ``tool_calls``
+    or a word of its own; null: it did not tell."""
     num_prompt_tokens: int | None
     num_completion_tokens: int | None
     correct: bool | None
@@ -175,7 +179,8 @@ class BenchmarkResult(_Record):
     mean_completion_tokens: float | None
     groups: dict[str, GroupResult] = {}
     flags: dict[str, int] = {}
-    """Samples that carry each flag."""
+    """Samples that carry each flag, and those that a server withheld (``content_filter``, ``refusal``,
+    ``tool_calls``)."""
     extra: dict[str, dict[str, float]] = {}
     """Estimate of every further mark, e.g. the tag-based reading of GEOQA or mask IoU."""
 
@@ -275,7 +280,7 @@ def write_json(path: Path, record: BaseModel | dict) -> None:
         UserError: the disk is full, read-only or broken; the old file stays.
     """
     payload = record.model_dump(mode="json") if isinstance(record, BaseModel) else record
-    write_whole(path, json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, clean(json.dumps(payload, indent=2, ensure_ascii=False)) + "\n")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -351,8 +356,12 @@ def replace_lines(path: Path, records: Iterable[BaseModel]) -> None:
 
 
 def json_line(record: BaseModel) -> bytes:
-    """A record as one line of a JSONL file."""
-    return json.dumps(record.model_dump(mode="json"), ensure_ascii=True).encode("ascii") + b"\n"
+    """A record as one line of a JSONL file; half a surrogate pair, which no reader takes back, is U+FFFD."""
+    values = record.model_dump(mode="json")
+    line = json.dumps(values, ensure_ascii=True)
+    if "\\ud" in line:  # may be a whole pair
+        line = json.dumps(cleaned(values), ensure_ascii=True)
+    return line.encode("ascii") + b"\n"
 
 
 def read_lines(path: Path, kind: type[R], *, repair: bool = False) -> list[R]:

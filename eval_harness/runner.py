@@ -38,6 +38,7 @@ from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
 from eval_harness.images import ImageError, decode
 from eval_harness.locks import LOCK, OWNER, locked
 from eval_harness.models import check_chat_template
+from eval_harness.outside import check_argument, clean
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Decoding, GroupResult, Item, RunRecord, Sample
 from eval_harness.shards import Shard, has_shards
@@ -240,6 +241,14 @@ def evaluate(
         EngineError: the engine failed to start or died; finished records stay, the same call resumes.
     """
     overrides = _greedy(overrides or Overrides()) if deterministic else overrides or Overrides()
+    for option, value in (
+        *(("--model", model), ("--out", out), ("--revision", revision), ("--base-model", base_model)),
+        *(("--base-url", base_url), ("--api-key-env", api_key_env), ("label", label)),
+        *(("--data-root", data_root), ("--image-root", image_root)),
+    ):
+        check_argument(option, value)
+    for option, value in (("--system-prompt", overrides.system_prompt), ("--chat-template", chat_template)):
+        check_argument(option, value, lines=True)
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected an integer of at least 1.")
     if max_model_len is not None and max_model_len < 2:
@@ -615,7 +624,9 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
                 task, item = by_name[name], items[name, item_id]
                 future = pool.grade_async(
                     task.benchmark.grader,
-                    _answers(task.benchmark.grader, item, ((c.text, c.finish_reason) for c in result.completions)),
+                    _answers(
+                        task.benchmark.grader, item, ((clean(c.text), c.finish_reason) for c in result.completions)
+                    ),
                 )
                 in_flight += 1
                 future.add_done_callback(
@@ -708,7 +719,7 @@ def _samples_of(task: _Task, item: Item, result: Result, verdicts: list[Verdict]
             sample=i,
             seed=first + i,
             status="scored",
-            completion=c.text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair is no JSON
+            completion=clean(c.text),  # half a surrogate pair is no JSON
             finish_reason=c.finish_reason,
             num_prompt_tokens=result.num_prompt_tokens,
             num_completion_tokens=c.num_tokens,
@@ -765,6 +776,7 @@ def summarise(
         counts["no_answer"] += s.reason == "no_answer"
         counts["timeout"] += s.reason in UNFINISHED
         flags.update(s.flags)
+        flags.update([s.finish_reason] if s.finish_reason in records.WITHHELD else ())
         if s.gold_fallback:
             gold_fallback.add(s.item_id)
         if s.num_completion_tokens is None:

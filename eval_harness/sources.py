@@ -18,7 +18,8 @@ from typing import Any
 from PIL import Image
 
 from eval_harness.errors import UserError
-from eval_harness.images import ImageError, encode
+from eval_harness.images import ImageError, encode, read_file
+from eval_harness.outside import cleaned, parse_json
 
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 ImageReader = Callable[[int, str], bytes]
@@ -56,7 +57,7 @@ class Hub:
             return read_jsonl(path, self.columns), path.name
         data = self._from_hub()
         names = [name for name in self.columns if name != self.image_column]
-        return [dict(row) for row in data.select_columns(names)], self.describe()
+        return [cleaned(dict(row)) for row in data.select_columns(names)], self.describe()
 
     def commit(self) -> str | None:
         """The commit the hub's copy is of, also where ``revision`` is open; None: the copy does not tell."""
@@ -80,7 +81,7 @@ class Hub:
             cell = data[index][self.image_column] or {}
             if not cell.get("bytes") and not cell.get("path"):
                 raise ImageError(f"{name}: the data set holds no image here")
-            return cell.get("bytes") or _read(_in_a_cache(cell["path"], name), name)
+            return cell.get("bytes") or read_file(_in_a_cache(cell["path"], name), name)
 
         return read
 
@@ -206,10 +207,10 @@ def folder_reader(folder: Path) -> ImageReader:
             homes = [folder.resolve(), *(place.resolve() for part in parts[:1] if (place := folder / part).is_dir())]
             real = (folder / name).resolve()
         except (OSError, ValueError, RuntimeError):  # a NUL, a ring of links: reading says what is wrong
-            return _read(folder / name, name)
+            return read_file(folder / name, name)
         if not any(real.is_relative_to(home) for home in homes):
             raise ImageError(f"{name}: is a link that leads out of the image folder; put a copy there")
-        return _read(folder / name, name)
+        return read_file(folder / name, name)
 
     return read
 
@@ -225,14 +226,6 @@ def _in_a_cache(path: str, name: str) -> Path:
     return Path(path)
 
 
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        problem = getattr(error, "strerror", None) or error
-        raise ImageError(f"{name!a}: {problem} (in the folder {path.parent.name})") from None
-
-
 def default_image_root() -> Path | None:
     """``EVAL_IMAGE_ROOT``, the folder of image folders used when none is given; None: the data root."""
     return Path(os.environ["EVAL_IMAGE_ROOT"]) if os.environ.get("EVAL_IMAGE_ROOT") else None
@@ -244,7 +237,7 @@ def default_data_root() -> Path | None:
 
 
 def read_jsonl(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Read a JSONL file of objects.
+    """Read a JSONL file of objects, their texts clean (see :mod:`eval_harness.outside`).
 
     Raises:
         UserError: missing file, bytes that are not UTF-8, a line that is not a JSON object, or a required key missing;
@@ -264,13 +257,13 @@ def read_jsonl(path: Path, required: Sequence[str] = ()) -> list[dict[str, Any]]
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}). Each line must "
                 "be one JSON object."
             ) from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        except ValueError as error:  # a number of thousands of digits, too many brackets
             raise UserError(f"{path}, line {number}: JSON that cannot be read ({error}). Shorten it.") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: a JSON object was expected, got {type(row).__name__}.")

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from eval_harness.errors import UserError, disk_told
+from eval_harness.outside import check_arguments, printable
+from eval_harness.private import hide_secrets
 
 _SIGPIPE = 141
 """What a shell reports for a command whose reader went away."""
@@ -147,12 +149,13 @@ def main(argv: list[str] | None = None) -> int:
             "report": _report,
             "sensitivity": _sensitivity,
         }
+        check_arguments(vars(args))
         with disk_told(Path.cwd(), verb="read or write"):
             status = commands[args.command](args)
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from what was kept.", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The engine for OpenAI-compatible servers: against a scripted one in this process, and against vLLM's."""
 
+# ruff: noqa: F811 (fixtures are imported)
 from __future__ import annotations
 
 import base64
@@ -14,19 +15,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
+from scripted_server import (  # noqa: F401
+    CONTEXT,
+    KEY,
+    Answer,
+    Scripted,
+    ask,
+    completion,
+    refuse,
+    request,
+    server,
+    short_waits,
+    sums,
+)
 from test_vision_engines import as_text, dots, drawing, registered, rows  # noqa: F401
 
 from eval_harness import records
 from eval_harness.__main__ import main
-from eval_harness.engines import EngineError, EngineSettings, Request, Sampling
+from eval_harness.engines import EngineError, EngineSettings
 from eval_harness.engines import openai as engine_module
 from eval_harness.engines.openai import OpenAIEngine, server_of
 from eval_harness.errors import UserError
@@ -36,111 +48,11 @@ from eval_harness.runner import Overrides, evaluate, verify
 from eval_harness.sources import Generated
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
-KEY = "sk-0123456789-secret"
-CONTEXT = 512
-Answer = tuple[int, dict | str, dict]
-
-
-def completion(body: dict, texts: list[str], **changes) -> Answer:
-    """A server's answer with these texts."""
-    content = (lambda text: {"text": text}) if "prompt" in body else (lambda text: {"message": {"content": text}})
-    choices = [{"index": i, "finish_reason": "stop", **content(text)} for i, text in enumerate(texts)]
-    usage = {"prompt_tokens": 7, "completion_tokens": 3 * len(texts)}
-    return 200, {"model": "served-2026", "choices": choices, "usage": usage, **changes}, {}
-
-
-def sums(body: dict) -> list[str]:
-    """n answers that tell their seed, so that it can be seen which request they come from."""
-    return [f"\\boxed{{{body['seed'] + i}}}" for i in range(body.get("n", 1))]
-
-
-def refuse(status: int, message: str, **headers: str) -> Answer:
-    return status, {"error": {"message": message}}, headers
-
-
-class Scripted:
-    """A server whose answers come from ``answer(body)``; an answer of None closes the connection without a word."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[dict], Answer | None] = lambda body: completion(body, sums(body))
-        self.models: Answer = (200, {"data": [{"id": "served", "owned_by": "test", "max_model_len": CONTEXT}]}, {})
-        self.asked: list[tuple[str, dict]] = []
-        self.keys: list[str | None] = []
-        self.at_once = self.most_at_once = 0
-        lock, scripted = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                scripted.keys.append(self.headers.get("Authorization"))
-                self.reply(scripted.models)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    scripted.asked.append((self.path, body))
-                    scripted.keys.append(self.headers.get("Authorization"))
-                    scripted.at_once += 1
-                    scripted.most_at_once = max(scripted.most_at_once, scripted.at_once)
-                answer = scripted.answer(body)
-                with lock:
-                    scripted.at_once -= 1
-                if answer is None:
-                    self.close_connection = True
-                else:
-                    self.reply(answer)
-
-            def reply(self, answer: Answer) -> None:
-                status, content, headers = answer
-                data = (content if isinstance(content, str) else json.dumps(content)).encode()
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                    self.send_header(name.replace("_", "-"), value)
-                self.end_headers()
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    self.wfile.write(data)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def bodies(self) -> list[dict]:
-        return [body for _, body in self.asked]
-
-
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    scripted = Scripted()
-    yield scripted
-    scripted.http.shutdown()
-    scripted.http.server_close()
 
 
 @pytest.fixture(autouse=True)
-def _short_waits(monkeypatch):
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", 0.01)
-
-
-def request(key: str = "a", text: str = "1+1=?", **changes) -> Request:
-    sampling = dict(temperature=0.6, top_p=0.95, top_k=0, max_new_tokens=16, samples=1, seed=5)
-    form, images = changes.pop("form", "chat"), changes.pop("images", [])
-    return Request(key, [{"role": "user", "content": text}], Sampling(**sampling | changes), images, form)
-
-
-@pytest.fixture
-def ask(server, tmp_path):
-    """Asks the scripted server; gives results by key and the engine's description."""
-
-    def run(*requests: Request, **settings):
-        with OpenAIEngine(EngineSettings("served", base_url=server.url, **settings), tmp_path / "log") as engine:
-            return {result.key: result for result in engine.generate(requests)}, engine.description
-
-    return run
+def _short_waits(short_waits):  # noqa: F811
+    """All of this file."""
 
 
 def test_a_request_says_everything_and_an_answer_is_read(server, ask):
@@ -258,7 +170,7 @@ def test_busy_and_broken_servers_are_asked_again(server, ask, tmp_path, monkeypa
 def test_a_pause_until_a_date():
     later = datetime.now(UTC) + timedelta(seconds=60)
     response = httpx.Response(429, headers={"Retry-After": format_datetime(later, usegmt=True)})
-    assert 50 < engine_module._retry_after(response) <= 60
+    assert 50 < engine_module._retry_after(response.headers) <= 60
 
 
 def test_a_server_that_stays_broken_ends_the_run(server, ask):
@@ -274,8 +186,8 @@ def test_a_server_that_stays_broken_ends_the_run(server, ask):
 
 @pytest.mark.parametrize(
     "answer",
-    [(200, "<html>welcome</html>", {}), (200, '{"choices": [{"mess', {}), (200, {"choices": []}, {}), (200, {}, {}),
-     (200, "[1]", {}), (200, {"choices": [{"finish_reason": "stop"}]}, {})],
+    [(200, "<html>welcome</html>", {}), (200, '{"choices": [{"mess', {}), (200, {}, {}), (200, "[1]", {}),
+     (200, {"choices": [{"finish_reason": "stop"}]}, {})],
 )  # fmt: skip
 def test_nonsense_is_shown_and_not_asked_for_again(answer, server, ask):
     server.answer = lambda body: answer
@@ -416,8 +328,7 @@ def test_a_server_that_dies_and_comes_back(server, tmp_path):
             b["messages"][0]["content"] for b in server.bodies()[:40]
         )
     finally:
-        other.http.shutdown()
-        other.http.server_close()
+        other.close()
     run = records.read_run(out)
     result = run.benchmarks["tiny_sums"]
     assert (result.asked, result.scored, result.mean_completion_tokens) == (200, 200, None)

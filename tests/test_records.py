@@ -30,6 +30,18 @@ def test_lines_round_trip_with_awkward_characters(tmp_path):
     assert path.read_bytes().count(b"\n") == 3
 
 
+@pytest.mark.parametrize("odd", ["\ud800", "a\udfff\ud800b", "\U0001f600 \udc80"])
+def test_half_a_surrogate_pair_in_any_field_can_be_read_back(odd, tmp_path):
+    """A grader may find one in what an engine wrote; every other character stays, a whole pair too."""
+    fields = ("item_id", "completion", "finish_reason", "extracted", "extracted_strict", "reason", "reason_strict")
+    records.append_lines(tmp_path / "x.jsonl", [_sample(0, **dict.fromkeys(fields, odd), flags=(odd,))])
+    (read,) = records.read_lines(tmp_path / "x.jsonl", Sample)
+    expected = {"\ud800": "\ufffd", "a\udfff\ud800b": "a\ufffd\ufffdb", "\U0001f600 \udc80": "\U0001f600 \ufffd"}[odd]
+    assert {getattr(read, name) for name in fields} == set(read.flags) == {expected}
+    records.write_json(tmp_path / "x.json", {odd: [odd]})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {expected: [expected]}
+
+
 def test_a_torn_tail_is_refused_or_repaired(tmp_path):
     path = tmp_path / "x.jsonl"
     records.append_lines(path, [_sample(0, completion="a"), _sample(1, completion="b")])

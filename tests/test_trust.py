@@ -398,7 +398,7 @@ def test_errors_in_records_tell_nothing(random_checkpoint, poisoned, monkeypatch
 
 
 def test_an_evaluation_by_a_server_tells_nothing(poisoned, monkeypatch):
-    from test_openai_engine import Scripted, refuse
+    from scripted_server import Scripted, refuse
 
     server, answers = Scripted(), []
 
@@ -416,8 +416,7 @@ def test_an_evaluation_by_a_server_tells_nothing(poisoned, monkeypatch):
             out=poisoned / "run", limit=2, overrides=Overrides(max_new_tokens=4), progress=False,
         )  # fmt: skip
     finally:
-        server.http.shutdown()
-        server.http.server_close()
+        server.close()
     assert server.keys[-1] == f"Bearer {SECRETS['MY_SERVICE_PASSWORD']}"
     assert "busy; ~/x on HOST, ***" in (out / "engine.log").read_text(encoding="utf-8")
     assert _told(out) == []

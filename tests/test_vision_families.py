@@ -30,7 +30,7 @@ from gpg_repro.trainer import GPGConfig, GPGTrainer
 pytestmark = pytest.mark.full("models with pictures, and processes that train")
 REWARDS = ((1, 0), (0, 1), (1, 0), (0, 1), (1, 1), (0, 0))
 NUM_IMAGES = (1, 2, 2, 3, 1, 1)
-"""Pictures of each prompt. The last two groups have no signal: of two processes, the first hands on one of its groups."""
+"""Pictures of each prompt. The last two groups have no signal; of two processes, the first hands on a group."""
 
 
 def idefics3():

@@ -58,7 +58,8 @@ class Completion:
     """One completion: decoded text without special tokens."""
 
     text: str
-    finish_reason: str
+    finish_reason: str | None
+    """None: a server did not tell."""
     num_tokens: int | None
     """None: a server did not tell."""
 

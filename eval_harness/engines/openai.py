@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 
+from eval_harness.engines import replies
 from eval_harness.engines.base import (
     Completion,
     EngineError,
@@ -38,7 +39,8 @@ from eval_harness.engines.base import (
 )
 from eval_harness.errors import UserError, unknown
 from eval_harness.images import encode
-from eval_harness.private import hide
+from eval_harness.outside import clean, cleaned, one_line
+from eval_harness.private import hide, hide_secrets, remember
 
 ATTEMPTS = 7
 """Tries of one request; with the waits between them they last about a minute."""
@@ -46,16 +48,32 @@ BACKOFF_SECONDS = 1.0
 """Wait before the second try; doubles from try to try, and up to half of it is left away by chance."""
 MAX_RETRY_AFTER_SECONDS = 600.0
 """A server that asks for a longer pause ends the run."""
-_TIMEOUT = httpx.Timeout(3600.0, connect=10.0, pool=None)
-"""A long completion on a busy server may take most of an hour, and nothing is sent before its end."""
+REPLY_SECONDS = 3600.0
+"""A long completion on a busy server may take most of an hour. Some send nothing before its end, some blanks all the
+time; what has not come to its end by then is tried again."""
+LIST_SECONDS = 60.0
+"""The same for the list of models."""
+REPLY_BYTES = 16 << 20
+TOKEN_BYTES = 64
+"""A reply may have so many bytes, and so many more for each token that was asked for."""
+_EXCERPT_BYTES = 1 << 16
+"""So much is read of an error page."""
+_TIMEOUT = httpx.Timeout(REPLY_SECONDS, connect=10.0, pool=None)
 _DROPPABLE = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Fields without effect at these values: left away once a server refuses them. Others that it refuses end the run."""
 _UNIMPORTANT = ("seed", "return_token_ids")
 """Left away, whatever their value, once a server refuses them."""
-_BROKEN_OFF = ("abort", "error")
-"""Finish reasons of a completion that the server gave up, e.g. because it is shutting down."""
+_SHOWN_MODELS = 50
+_MAX_MODELS = 20
+"""Names of models that are recorded of one server."""
+_MAX_CUTS = 4
+"""So often a request may be made shorter before it counts as refused."""
 _TOO_LONG = re.compile(r"context|too long|too many tokens|exceed|maximum[ \w]{0,20}(length|tokens)|max_\w*(len|tokens)")
 _PRIVATE_NAMES = ("local", "localdomain", "localhost", "internal", "intranet", "lan", "corp", "home", "arpa", "svc")
+
+
+class _Empty(Exception):
+    """The server gives no completion for this prompt, however often it is asked."""
 
 
 class _Refused(Exception):
@@ -147,7 +165,7 @@ class OpenAIEngine:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._settings.concurrency)
         server = server_of(self._settings.base_url)
         self._client = httpx.AsyncClient(
-            headers=headers,
+            headers=headers | {"Accept-Encoding": "gzip, deflate"},
             timeout=_TIMEOUT,
             limits=limits,
             trust_env=not server["loopback"],  # no proxy to one's own machine
@@ -163,6 +181,7 @@ class OpenAIEngine:
             "concurrency": self._settings.concurrency,
             "reported_models": [],
             "fields_left_away": [],
+            "remarks": {},
         }
         try:
             listed = await self._request("GET", "models", at_start=True)
@@ -170,28 +189,31 @@ class OpenAIEngine:
             if refusal.status in (404, 405):  # no list of models: the first request will tell
                 return description
             raise self._refusal(refusal) from None
-        cards = listed.get("data")
-        if not isinstance(cards, list) or not all(isinstance(c, dict) and isinstance(c.get("id"), str) for c in cards):
-            raise self._garbage("/models", json.dumps(listed))
         model = self._settings.model
-        card = next((card for card in cards if card["id"] == model), None)
+        try:
+            cards = replies.read_models(listed, model)
+        except replies.Nonsense as error:
+            raise self._garbage("/models", error, json.dumps(listed)) from None
+        card = next((card for card in cards if card.id == model), None)
         if card is None:
-            raise unknown("model on this server (--model is the served name):", model, (c["id"] for c in cards))
-        told = card.get("max_model_len")
+            raise unknown("model on this server (--model is the served name):", model, _few(cards))
+        told = card.context
         if told and self._context and told != self._context:
             raise UserError(f"--max-model-len {self._context}: the server has a context of {told}; leave it away.")
         self._context = told or self._context
-        version = await self._version() if card.get("owned_by") == "vllm" else None
+        version = await self._version() if card.owned_by == "vllm" else None
         return description | {
             "version": version,
-            "owned_by": card.get("owned_by"),
+            "owned_by": card.owned_by,
             "max_model_len": self._context,
         }
 
     async def _version(self) -> str | None:
-        with contextlib.suppress(httpx.HTTPError, ValueError, AttributeError):
-            path = self._url.path.removesuffix("/v1") + "/version"
-            return (await self._client.get(self._url.copy_with(path=path), timeout=10)).json().get("version")
+        url = self._url.copy_with(path=self._url.path.removesuffix("/v1") + "/version")
+        with contextlib.suppress(httpx.HTTPError, TimeoutError, replies.Nonsense):
+            _, _, data = await self._fetch("GET", url, None, 10.0)
+            version = replies.parse(data).get("version")
+            return replies.name(version) if isinstance(version, str) else None
         return None
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
@@ -251,8 +273,8 @@ class OpenAIEngine:
                 raise ValueError("images and text without roles cannot be asked of a server; use --engine vllm")
             joined = request.form == "concatenate"
             text = "".join(m["content"] for m in request.messages) if joined else plain_text(request.messages)
-            return "completions", body | {"prompt": text}
-        messages = request.messages
+            return "completions", body | {"prompt": clean(text)}
+        messages = cleaned(request.messages)
         if request.images:
             # lossless, upright and in RGB: every server sees the pixels that the other engines see
             urls = ["data:image/png;base64," + base64.b64encode(encode(i)).decode("ascii") for i in images_of(request)]
@@ -274,21 +296,23 @@ class OpenAIEngine:
                 seeded = body | {"seed": s.seed + len(completions)}
                 try:
                     several = {"n": wanted, "return_token_ids": True} if wanted > 1 else {}
-                    answer = await self._ask(path, seeded | several)
+                    reply = await self._completions(path, seeded | several, wanted)
                 except _Refused as refusal:
                     if wanted == 1 or refusal.too_long:
                         raise
-                    answer = await self._ask(path, seeded)
+                    reply = await self._completions(path, seeded, 1)
                     self._one_by_one(f"refuses several completions per request ({refusal})")
                     wanted = 1
-                got, prompt_tokens = self._read(answer, wanted)
-                if len(got) < wanted:
-                    self._one_by_one(f"gave {len(got)} of {wanted} completions")
-                completions += got
+                if len(reply.completions) < wanted:
+                    self._one_by_one(f"gave {len(reply.completions)} of {wanted} completions")
+                completions += reply.completions
+                prompt_tokens = reply.prompt_tokens
         except _Refused as refusal:
             if refusal.too_long:
                 return Result(request.key, error=f"the server refused the prompt ({refusal})")
             raise self._refusal(refusal) from None
+        except _Empty as error:
+            return Result(request.key, error=str(error))
         return Result(request.key, completions, prompt_tokens)
 
     def _one_by_one(self, why: str) -> None:
@@ -296,36 +320,36 @@ class OpenAIEngine:
             self._several = False
             self._note(f"the server {why}; from now on one request per completion")
 
-    def _read(self, answer: dict, wanted: int) -> tuple[list[Completion], int | None]:
-        """Completions (at most as many as wanted) and the prompt's tokens of a server's answer."""
+    async def _completions(self, path: str, payload: dict, wanted: int) -> replies.Reply:
+        """The completions of one request; what is peculiar about them is counted."""
+        answer, limit = await self._ask(path, payload)
         try:
-            usage = answer.get("usage") or {}
-            choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))[:wanted]
-            if not choices:
-                raise KeyError("choices")
-            completions = []
-            for choice in choices:
-                text = choice["message"]["content"] if "message" in choice else choice["text"]
-                tokens = choice.get("token_ids")
-                count = len(tokens) if tokens is not None else usage.get("completion_tokens") if wanted == 1 else None
-                completions.append(Completion(str(text or ""), str(choice.get("finish_reason")), count))
-        except (KeyError, TypeError, AttributeError):
-            raise self._garbage("the request", json.dumps(answer)) from None
-        model = answer.get("model")
-        if isinstance(model, str) and (name := _name(model)) not in self.description["reported_models"]:
-            self.description["reported_models"].append(name)
-        return completions, usage.get("prompt_tokens")
+            reply = replies.read(answer, wanted, limit)
+        except replies.Nonsense as error:
+            raise self._garbage("the request", error, json.dumps(answer)) from None
+        known = self.description["reported_models"]
+        model = reply.model and _name(reply.model)
+        if model and model not in known and len(known) < _MAX_MODELS:
+            known.append(model)
+        remarks = self.description["remarks"]
+        for what, times in reply.remarks.items():
+            if what not in remarks:
+                self._note(f"the server's replies: {what}; from now on counted only")
+            remarks[what] = remarks.get(what, 0) + times
+        return reply
 
-    async def _ask(self, path: str, payload: dict) -> dict:
-        """One answer, in the dialect the server turns out to speak, with at most the tokens its context has left."""
+    async def _ask(self, path: str, payload: dict) -> tuple[dict, int]:
+        """One answer, in the dialect the server turns out to speak, and how many tokens it might have."""
         if self._context and payload["max_tokens"] >= self._context:  # would be refused for any prompt
             payload = payload | {"max_tokens": await self._room(path, payload)}
+        cuts = 0
         while True:
             limit = payload["max_tokens"]
             sent = {name: value for name, value in payload.items() if name not in {*self._left_away, "max_tokens"}}
             sent[self._limit_field] = limit
             try:
-                return await self._request("POST", path, sent)
+                most = REPLY_BYTES + TOKEN_BYTES * limit * payload.get("n", 1)
+                return await self._request("POST", path, sent, most=most), limit
             except _Refused as refusal:
                 fields = {name for name, value in _DROPPABLE.items() if sent.get(name) == value}
                 fields |= {name for name in _UNIMPORTANT if name in sent}
@@ -338,8 +362,8 @@ class OpenAIEngine:
                 elif "max_tokens" in sent and re.search(r"use\W+max_completion_tokens", refusal.body.lower()):
                     self._limit_field = "max_completion_tokens"
                 elif refusal.too_long and limit > 1:
-                    room = await self._room(path, payload, refusal)
-                    if room >= limit:
+                    room, cuts = await self._room(path, payload, refusal), cuts + 1
+                    if room >= limit or cuts > _MAX_CUTS:
                         raise self._refusal(refusal) from None
                     payload = payload | {"max_tokens": room}
                 else:
@@ -348,8 +372,8 @@ class OpenAIEngine:
     async def _room(self, path: str, payload: dict, refusal: _Refused | None = None) -> int:
         """Tokens of the context that the prompt leaves, from the prompt's count when one token is asked for."""
         single = {name: value for name, value in payload.items() if name not in ("n", "return_token_ids")}
-        answer = await self._ask(path, single | {"max_tokens": 1})
-        used = (answer.get("usage") or {}).get("prompt_tokens")
+        answer, _ = await self._ask(path, single | {"max_tokens": 1})
+        used = replies.prompt_tokens(answer)
         if not self._context or used is None:
             raise UserError(
                 f"the server does not take {payload['max_tokens']} new tokens for this prompt"
@@ -358,58 +382,89 @@ class OpenAIEngine:
             )
         return max(self._context - used, 1)
 
-    async def _request(self, method: str, path: str, payload: dict | None = None, at_start: bool = False) -> dict:
+    async def _request(
+        self, method: str, path: str, payload: dict | None = None, at_start: bool = False, most: int = REPLY_BYTES
+    ) -> dict:
         """One answer as JSON, after as many tries as it takes.
 
         Raises:
-            _Refused: 4xx.
-            EngineError: all tries failed, or the answer is no JSON object.
+            _Refused: 4xx, also one that came with status 200.
+            _Empty: all tries gave a whole reply without a completion.
+            EngineError: all tries failed, or the answer is no JSON object, or larger than ``most`` bytes.
             UserError: nobody listens, when ``at_start``.
         """
         url = self._url.copy_with(path=f"{self._url.path}/{path}")
-        problem = ""
+        problem, is_empty = "", False
         for attempt in range(ATTEMPTS):
-            pause = 0.0
+            pause, is_empty = 0.0, False
             try:
-                response = await self._client.request(method, url, json=payload)
+                seconds = LIST_SECONDS if at_start else REPLY_SECONDS
+                status, headers, data = await self._fetch(method, url, payload, seconds, most)
+            except TimeoutError:
+                problem = f"no whole reply within {seconds:.0f} s"
             except httpx.TransportError as error:
-                problem = f"{type(error).__name__} {error}".strip()
+                problem = self._excerpt(f"{type(error).__name__} {error}")
                 if at_start and isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-                    raise UserError(f"no server answers at {url} ({problem}). Start it, or mend --base-url.") from None
-            except httpx.RequestError as error:
-                raise self._garbage(path, f"{type(error).__name__} {error}") from None
+                    address = hide_secrets(str(url))
+                    raise UserError(
+                        f"no server answers at {address} ({problem}). Start it, or mend --base-url."
+                    ) from None
+            except (httpx.RequestError, replies.Nonsense) as error:
+                raise self._garbage(path, error) from None
             else:
-                if response.status_code == 200:
-                    answer = self._json(path, response)
-                    if not _broken_off(answer):
-                        return answer
-                    problem = "the completion was broken off by the server"
-                elif response.status_code in (408, 429) or response.status_code >= 500:
-                    problem = f"{response.status_code}: {self._excerpt(response.text)}"
-                    pause = _retry_after(response)
+                if status == 200:
+                    try:
+                        answer = replies.parse(data)
+                        replies.check_error(answer)
+                    except replies.Nonsense as error:
+                        raise self._garbage(path, error, _text(data)) from None
+                    except replies.ReportedError as error:
+                        status, told = error.status or 500, self._excerpt(str(error))
+                        problem = f"status 200 with an error, {f'{error.status}: ' if error.status else ''}{told}"
+                    else:
+                        is_empty = method == "POST" and "choices" in answer and not answer["choices"]
+                        if not is_empty and not replies.is_broken_off(answer):
+                            return answer
+                        problem = "a reply without a completion" if is_empty else "a completion that was broken off"
                 else:
-                    raise _Refused(response.status_code, self._excerpt(response.text))
+                    told = self._excerpt(_text(data))
+                    problem = f"{status}: {told}"
+                if status not in (200, 408, 429) and status < 500:
+                    raise _Refused(status, told)
+                pause = _retry_after(headers)
             if pause > MAX_RETRY_AFTER_SECONDS:
                 raise EngineError(f"the server wants a pause of {pause:.0f} s ({problem})")
             if attempt + 1 < ATTEMPTS:
                 pause = max(pause, BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1))
                 self._note(f"try {attempt + 1} of {ATTEMPTS}: {problem}; again in {pause:.1f} s")
                 await asyncio.sleep(pause)
+        if is_empty:
+            raise _Empty(f"the server gave no completion in {ATTEMPTS} tries (an empty list of choices)")
         raise EngineError(f"the server did not answer in {ATTEMPTS} tries; the last: {problem}")
 
-    def _json(self, path: str, response: httpx.Response) -> dict:
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise self._garbage(path, response.text)
-        return answer
+    async def _fetch(
+        self, method: str, url: httpx.URL, payload: dict | None, seconds: float, most: int = REPLY_BYTES
+    ) -> tuple[int, httpx.Headers, bytes]:
+        """Status, headers and body of one reply; of another status than 200 the beginning of the body.
 
-    def _garbage(self, what: str, text: str) -> EngineError:
+        Raises:
+            TimeoutError: it has not come to its end in ``seconds``.
+            Nonsense: it has more than ``most`` bytes, or an encoding that was not asked for.
+            httpx.RequestError: the line broke, or carried something else than HTTP.
+        """
+        async with asyncio.timeout(seconds), self._client.stream(method, url, json=payload) as response:
+            is_good = response.status_code == 200
+            coding = response.headers.get("content-encoding", "")
+            data, whole = await replies.read_body(response.aiter_raw(), coding, most if is_good else _EXCERPT_BYTES)
+        if is_good and not whole:
+            raise replies.Nonsense(f"more than {most >> 20} MiB")
+        return response.status_code, response.headers, data
+
+    def _garbage(self, what: str, why: Exception, text: str | None = None) -> EngineError:
+        began = "" if text is None else f" It began: {self._excerpt(text)!r}"
         return EngineError(
-            f"the server's answer to {what} is not what OpenAI's protocol has; is --base-url the right one? It began: "
-            f"{self._excerpt(text)!r}"
+            f"the server's answer to {what} is not what OpenAI's protocol has ({self._excerpt(str(why))}); is "
+            f"--base-url the right one?{began}"
         )
 
     def _refusal(self, refusal: _Refused) -> UserError:
@@ -420,13 +475,14 @@ class OpenAIEngine:
         }.get(refusal.status, "Change what it names, here or on the server. Finished records stay.")
         return UserError(f"the server refuses the request, {refusal}. {advice}")
 
-    def _excerpt(self, text: str) -> str:
-        text = " ".join(text.split())
-        return (text.replace(self._key, "***") if self._key else text)[:500]
+    @staticmethod
+    def _excerpt(text: str) -> str:
+        """The beginning of what a server said, for messages."""
+        return one_line(hide_secrets(text))
 
     def _note(self, text: str) -> None:
         with open(self.log, "a", encoding="utf-8") as file:
-            file.write(hide(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n"))
+            file.write(hide(f"{datetime.now(UTC).isoformat(timespec='seconds')} {clean(text)}\n"))
 
     def close(self) -> None:
         """Close all connections; the server stays."""
@@ -457,25 +513,35 @@ def _url(base_url: str | None) -> httpx.URL:
     """The address that paths are joined to; /v1 where no path is given."""
     if not base_url:
         raise UserError("--engine openai needs --base-url, e.g. http://localhost:8000/v1.")
+    if re.search(r"[@?#]", base_url):  # before anything is shown of it: a password may stand there in any spelling
+        raise UserError("--base-url holds credentials or a query; give the key by --api-key-env NAME.")
     try:
         url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
+        port = url.port
+    except (httpx.InvalidURL, ValueError) as error:
         raise UserError(f"--base-url is no URL ({error}); expected e.g. http://localhost:8000/v1.") from None
-    if url.userinfo or url.query or url.fragment:
-        raise UserError("--base-url holds credentials or a query; give the key by --api-key-env NAME.")
-    if url.scheme not in ("http", "https") or not url.host:
-        raise UserError(f"--base-url {base_url}: expected http:// or https://, e.g. http://localhost:8000/v1.")
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (80 if port is None else port) < 1 << 16:
+        raise UserError(
+            f"--base-url {one_line(base_url)}: expected http:// or https://, e.g. http://localhost:8000/v1."
+        )
     return url.copy_with(path=url.path.rstrip("/") or "/v1")
 
 
 def _key(variable: str | None) -> str | None:
+    """The key, which is hidden from now on wherever it comes back."""
     if variable is None:
         return None
-    key = os.environ.get(variable, "").strip()
+    if variable not in os.environ:  # not named: somebody may have given the key itself
+        raise UserError(
+            "--api-key-env: there is no environment variable of that name. Give the name of the variable that holds "
+            "the key, not the key."
+        )
+    key = os.environ[variable].strip()
     if not key:
-        raise UserError(f"--api-key-env {variable}: there is no such environment variable, or it is empty.")
+        raise UserError(f"--api-key-env {variable}: the variable is empty.")
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"--api-key-env {variable}: its value holds characters that no key has.")
+    remember(key)
     return key
 
 
@@ -484,21 +550,24 @@ def _name(model: str) -> str:
     return Path(model).name if model.startswith(("/", "~", ".")) else model
 
 
-def _broken_off(answer: dict) -> bool:
-    choices = answer.get("choices")
-    return isinstance(choices, list) and any(
-        isinstance(choice, dict) and choice.get("finish_reason") in _BROKEN_OFF for choice in choices
-    )
+def _few(cards: list[replies.Card]) -> list[str]:
+    """Names for the message to whoever asked for another."""
+    return [replies.name(card.id) for card in cards[:_SHOWN_MODELS]]
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _text(data: bytes) -> str:
+    return data[:_EXCERPT_BYTES].decode("utf-8", "replace")
+
+
+def _retry_after(headers: httpx.Headers) -> float:
     """Seconds the server asks to wait, from a number or a date; 0 where it does not."""
-    value = response.headers.get("retry-after", "")
+    value = headers.get("retry-after", "")
     try:
-        return max(float(value), 0.0)
+        seconds = float(value)
+        return seconds if seconds > 0 else 0.0  # a NaN is neither
     except ValueError:
         pass
     try:
         return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0

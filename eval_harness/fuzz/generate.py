@@ -6,7 +6,9 @@ answer is a near miss. Sizes are small as a rule: a bug that needs a million cha
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -496,6 +498,33 @@ def file_input(records: Sequence[Any], lines: bool) -> Callable[[Draw, Sequence[
             ("", "\n", "\n\n", "\r\n")
         )
         return Input("", mutated(d, text, corpus) if d.one_in(3) else text)
+
+    return draw
+
+
+def packed_input(records: Sequence[Any]) -> Callable[[Draw, Sequence[str]], Input]:
+    """JSON as gzip and as it is, a character for each byte, now and then damaged; the context says how it is packed."""
+
+    def draw(d: Draw, corpus: Sequence[str]) -> Input:
+        data = json.dumps(changed(d, d.of(records))).encode() * (1 + d.below(3) * d.one_in(4))
+        coding = d.of(("gzip", "deflate", "identity", "br"))
+        kind = d.below(3)
+        data = gzip.compress(data, mtime=0) if kind == 0 else zlib.compress(data) if kind == 1 else data
+        text = data.decode("latin-1")
+        return Input(coding, mutated(d, text, corpus) if d.one_in(2) else text)
+
+    return draw
+
+
+def bytes_input(make: Callable[[], Sequence[bytes]]) -> Callable[[Draw, Sequence[str]], Input]:
+    """Files of bytes, a character for each, mostly damaged near their beginning, where headers are."""
+
+    def draw(d: Draw, corpus: Sequence[str]) -> Input:
+        text = d.of(make()).decode("latin-1")
+        if d.one_in(10):
+            return Input("", text)
+        head = 1 + d.below(d.of((16, 64, len(text))))
+        return Input("", mutated(d, text[:head], corpus) + text[head:])
 
     return draw
 

@@ -13,8 +13,10 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -88,6 +90,10 @@ def _parsers() -> dict[str, Target]:
         "lighteval": generate.file_input(_LIGHTEVAL, lines=True),
         "inspect": generate.file_input([_INSPECT], lines=False),
         "user_turn": generate.file_input(_CHATS, lines=False),
+        "server_reply": generate.file_input(_REPLIES, lines=False),
+        "server_models": generate.file_input(_MODELS, lines=False),
+        "server_bytes": generate.packed_input(_REPLIES),
+        "picture": generate.bytes_input(_pictures),
     }
     slow = {"inspect": 1}
     return {
@@ -148,7 +154,7 @@ class Parser:
     def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
         """Parse the prediction; raises what the parser should not have raised, and AssertionError for bad results."""
         try:
-            found = self._parse(prediction)
+            found = self._parse(prediction) if gold == "" else self._parse(prediction, gold)
         except UserError as error:
             assert str(error), "a UserError without a message"
             return Verdict(False, False, str(error)[:MAX_EXTRACTED], "no_answer")
@@ -350,6 +356,132 @@ def _parse_user_turn(text: str) -> Any:
     return turns
 
 
+_KEY = "key-of-the-fuzzer"
+"""As if it were in use; some of the replies hold it."""
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What the reader of replies refuses, as the UserError that an engine makes of it."""
+    from eval_harness import private
+    from eval_harness.engines import replies
+
+    private.remember(_KEY)
+    try:
+        yield
+    except (replies.Nonsense, replies.ReportedError, replies.NoChoices) as error:
+        raise UserError(str(error) or "no choices") from None
+
+
+def _parse_server_reply(text: str) -> Any:
+    """Whatever is read of a reply can be written into a record, and read again."""
+    from eval_harness import records
+    from eval_harness.engines import replies
+
+    wanted = 1 + len(text) % 3
+    with _refusals():
+        answer = replies.parse(text.encode("utf-8", "surrogatepass"))
+        replies.check_error(answer)
+        assert replies.is_broken_off(answer) in (True, False)
+        reply = replies.read(answer, wanted, 16)
+    assert 1 <= len(reply.completions) <= wanted
+    assert all(isinstance(n, int) and n > 0 for n in reply.remarks.values())
+    assert reply.model is None or len(reply.model) <= 200
+    for one in reply.completions:
+        assert one.finish_reason is None or 1 <= len(one.finish_reason) <= 40 and one.finish_reason.isprintable(), one
+        sample = records.Sample(
+            item_id="0", sample=0, seed=0, status="scored", completion=one.text, finish_reason=one.finish_reason,
+            num_prompt_tokens=reply.prompt_tokens, num_completion_tokens=one.num_tokens, correct=False,
+            correct_strict=False, extracted=None, reason="mismatch", gold_fallback=False,
+        )  # fmt: skip
+        line = records.json_line(sample)
+        assert records.Sample.model_validate_json(line) == sample and _KEY.encode() not in line
+    assert _KEY not in (reply.model or "")
+    return reply.completions
+
+
+def _parse_server_models(text: str) -> Any:
+    from eval_harness.engines import replies
+
+    with _refusals():
+        cards = replies.read_models(replies.parse(text.encode("utf-8", "surrogatepass")), "served")
+    for card in cards:
+        told = (replies.name(card.id), card.owned_by or "")
+        assert all(len(name) <= 200 and name.encode() is not None and _KEY not in name for name in told), told
+        assert card.context is None or 2 <= card.context <= replies.MAX_CONTEXT
+    return cards
+
+
+def _parse_server_bytes(text: str, coding: str) -> Any:
+    from eval_harness.engines import replies
+
+    data, most = text.encode("latin-1", "replace"), 4096
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), 1000):
+            yield data[start : start + 1000]
+
+    reading = replies.read_body(pieces(), coding, most)
+    with _refusals():
+        try:
+            reading.send(None)  # it waits for nothing, so that no loop is needed, which workers could not have
+            raise AssertionError("it waited")
+        except StopIteration as ended:
+            found, whole = ended.value
+    assert len(found) <= most and (whole or max(len(found), len(data)) >= most)
+    return found
+
+
+def _parse_picture(text: str) -> Any:
+    """Under limits that fit a worker; what is within them is decoded as what it says it is."""
+    from eval_harness import images
+
+    data, pixels = text.encode("latin-1", "replace"), 1 << 20
+    limits = mock.patch.multiple(images, MAX_PIXELS=pixels, MAX_MEMORY_BYTES=8 * pixels)
+    with limits, _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            size = images.size_of(data, "a picture")
+            shown = images.decode(data, "a picture")
+        except images.ImageError as error:
+            assert "a picture" in str(error)
+            raise UserError(str(error)) from None
+    assert shown.mode == "RGB" and shown.size == size and math.prod(size) <= pixels
+    return shown.size
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What libtiff prints goes nowhere; a worker cannot open /dev/null."""
+    kept, ends = os.dup(2), os.pipe()
+    os.dup2(ends[0], 2)  # an end that nothing can be written to
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        for end in (kept, *ends):
+            os.close(end)
+
+
+@cache
+def _pictures() -> list[bytes]:
+    """A small one of each format and of several modes."""
+    from PIL import Image
+
+    kinds = (
+        ("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "P", {"transparency": 0}), ("PNG", "I;16", {}),
+        ("JPEG", "RGB", {}), ("JPEG", "CMYK", {"progressive": True}), ("WEBP", "RGB", {}), ("GIF", "P", {}),
+        ("BMP", "RGB", {}), ("TIFF", "RGB", {"compression": "tiff_lzw"}), ("TIFF", "F", {}), ("EPS", "RGB", {}),
+    )  # fmt: skip
+    found = []
+    for format, mode, options in kinds:
+        stream = io.BytesIO()
+        image = Image.linear_gradient("L").resize((24, 16)).convert("I" if mode == "I;16" else mode)
+        (image.convert(mode) if mode == "I;16" else image).save(stream, format, **options)
+        found.append(stream.getvalue())
+    return found
+
+
 # --- what files look like when they are well-formed ----------------------------------------------------------------
 
 _ROWS = [
@@ -486,6 +618,41 @@ _CHATS = [
     [{"role": "system", "content": "s"}, {"role": "user", "content": "1 + 1?"}],
     ["1 + 1?", {"max_gen_toks": 3}],
     "1 + 1?",
+]
+
+
+_CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+_REPLIES = [
+    {
+        "id": "x",
+        "model": f"served {_KEY}",
+        "choices": [
+            {"index": 1 - i, "finish_reason": end, "message": {"role": "assistant", "content": f"It is {i} {_KEY}"}}
+            for i, end in enumerate(("stop", "length"))
+        ],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 12},
+    },
+    {"choices": [{"index": 0, "finish_reason": "stop", "text": "4", "token_ids": [1, 2]}], "usage": None},
+    {
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": f"\ud800 {_KEY}",
+                "message": {"content": [{"type": "text", "text": "\ud800\0"}, {"type": "thinking", "thinking": "so"}]},
+            },
+            {"index": 0, "finish_reason": None, "message": {"content": None, "reasoning_content": f"2 + 2 {_KEY}"}},
+            {"index": 2, "finish_reason": "length", "message": {"content": "", "reasoning": "2 + 2"}},
+            {"index": 3, "finish_reason": "stop", "message": {"content": None, "refusal": "No."}},
+            {"index": 4, "finish_reason": "tool_calls", "message": {"content": None, "tool_calls": [_CALL]}},
+        ],
+    },
+    {"error": {"message": "overloaded", "code": 503}},
+    {"object": "error", "message": "full", "code": "400"},
+    {"choices": []},
+]
+_MODELS = [
+    {"object": "list", "data": [{"id": "served", "owned_by": f"vllm {_KEY}", "max_model_len": 512}, {"id": _KEY}]},
+    {"data": [{"id": "other", "max_model_len": -1}, {"id": "served", "max_model_len": None}]},
 ]
 
 

@@ -25,6 +25,7 @@ from eval_harness.benchmarks import Benchmark, get_benchmark
 from eval_harness.errors import UserError, unknown
 from eval_harness.graders.base import Verdict, context_for
 from eval_harness.graders.pool import GradingPool, shared_pool
+from eval_harness.outside import parse_json
 from eval_harness.records import BenchmarkResult, Decoding, Item, RunRecord, Sample
 from eval_harness.runner import averages, summarise
 from eval_harness.sources import default_data_root, read_jsonl
@@ -340,7 +341,7 @@ def _lighteval_gold(doc: Mapping[str, Any]) -> str | None:
 def _told(doc: Mapping[str, Any]) -> dict[str, Any]:
     """What our own engine left in a document's details (see lighteval_model.py); of other models nothing."""
     specific = doc.get("specific")
-    return json.loads(specific["eval_harness"]) if isinstance(specific, dict) and "eval_harness" in specific else {}
+    return parse_json(specific["eval_harness"]) if isinstance(specific, dict) and "eval_harness" in specific else {}
 
 
 def _lighteval_answers(texts: Sequence[str], told: Mapping[str, Any]) -> list[Answer]:
@@ -713,8 +714,8 @@ def _user_turn(prompt: Any) -> str:
     text = prompt[0] if isinstance(prompt, list) and prompt and isinstance(prompt[0], str) else prompt
     if isinstance(text, str):
         try:
-            turns = json.loads(text) if text.lstrip().startswith("[{") else None
-        except (ValueError, RecursionError):
+            turns = parse_json(text) if text.lstrip().startswith("[{") else None
+        except ValueError:
             turns = None
     else:
         turns, text = text, json.dumps(text)
@@ -727,7 +728,7 @@ def _user_turn(prompt: Any) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or beyond what Python reads
+        loaded = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, no UTF-8, or beyond what Python reads
         raise UserError(f"{path} is not valid JSON ({error}); move it away or fetch it again.") from None
     return loaded if isinstance(loaded, dict) else {}

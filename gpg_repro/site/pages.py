@@ -438,13 +438,15 @@ def write_thumbnail(entry: Executed, extra: Path) -> Path | None:
     """A small copy of the picture that bears the notebook's name, else of its first; None where it drew none."""
     from PIL import Image, ImageChops
 
+    from eval_harness.images import open_image, read_file
+
     own = entry.name.replace("_", "")
     found = sorted((entry.files / "figures").rglob("*.png"), key=lambda path: (path.stem != own, path.name))
     if entry.state == "not run" or not found:
         return None
     target = extra / "thumbs" / f"{entry.name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(found[0]) as image:
+    with open_image(read_file(found[0], found[0].name), found[0].name) as image:
         image = image.convert("RGB")
         white = Image.new("RGB", image.size, "white")
         image = image.crop(ImageChops.difference(image, white).getbbox())
