@@ -125,6 +125,11 @@ def _adapter_refused(adapter: Adapter | None) -> list[str]:
             "adapter.quantization 4bit: the package bitsandbytes is missing or too old: `pip install -U bitsandbytes`, "
             "or set it to none (LoRA on unquantised weights)."
         )
+    if not torch.cuda.is_available():
+        problems.append(
+            "adapter.quantization 4bit: it needs a GPU; on a CPU bitsandbytes may pack the weights for inference alone "
+            "once the model has generated. Set it to none."
+        )
     sharded = {"fsdp": "ACCELERATE_USE_FSDP", "zero3": "ACCELERATE_DEEPSPEED_ZERO_STAGE"}
     problems += [
         quantized_refusal(strategy)

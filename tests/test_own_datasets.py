@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -269,6 +270,16 @@ def test_a_run_records_its_data(smoke_base, tmp_path):
     assert run.environment["prompts_used"] == 6
     assert run.recipe["setup"]["columns"]["question"] == "ask" and recipe.describes(run.recipe)
     assert not recipe_of(path, "columns={question: note, answer: gold}").describes(run.recipe)
+
+
+def test_the_shown_recipe_is_one(tmp_path):
+    page = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump({"extends": "table1_gpg", "scales": {"smoke": yaml.safe_load(shown)}}))
+    setup = load_recipe(str(recipe), scale="smoke").setup
+    assert (setup.dataset, setup.image_column) == ("data/train.parquet", "picture")
+    assert (setup.columns.question, setup.columns.answer, setup.rewards) == ("problem", "final", {"accuracy_lv35": 1.0})
 
 
 # --- What is wrong, before any work ----------------------------------------------------------------------------------
