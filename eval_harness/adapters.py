@@ -294,7 +294,7 @@ def _check_modules(base: str, revision: str | None, shapes: dict[str, tuple], fo
     sizes: dict[str, dict[str, int]] = {}
     for module, side, shape in _matrices(shapes):
         sizes.setdefault(module, {})["in" if side == "A" else "out"] = shape[1] if side == "A" else shape[0]
-    model = _without_weights(base, revision)
+    model = without_weights(base, revision)
     modules = dict(model.named_modules()) if model is not None else None
     for module, size in sorted(sizes.items()) if modules is not None else ():
         of_base = modules.get(module)
@@ -314,8 +314,8 @@ def _matrices(shapes: dict[str, tuple]) -> Iterator[tuple[str, str, tuple]]:
             yield match["module"], match["side"], shape
 
 
-def _without_weights(base: str, revision: str | None) -> Any:
-    """The base's modules on the meta device; None: transformers does not know this architecture."""
+def without_weights(base: str, revision: str | None) -> Any:
+    """A model's modules on the meta device; None: transformers does not know this architecture."""
     import torch
     import transformers
 

@@ -21,6 +21,7 @@ import xxhash
 from pydantic import ValidationError
 
 from eval_harness import records, style
+from eval_harness.adapters import check_checkpoint
 from eval_harness.benchmarks import get_benchmark, prompts_hash
 from eval_harness.engines import resolve_engine
 from eval_harness.errors import UserError, unknown
@@ -31,7 +32,6 @@ from eval_harness.records import RunRecord, TrainingRecord
 from eval_harness.runner import Overrides, data_parts, decoding_of, evaluate, first_items
 from eval_harness.sources import default_data_root, default_image_root
 from eval_harness.stats import Estimate, mean_of_estimates
-from gpg_repro.datasets import get_training_set
 from gpg_repro.paths import results as default_results
 from gpg_repro.recipe import Recipe
 from gpg_repro.tables import TABLES, get_table
@@ -134,7 +134,7 @@ def benchmarks_of(recipe: Recipe) -> tuple[str, ...]:
     found = [
         name for table, part in parts if part.recipe == recipe.name for name in table.measured_on(part, recipe.scale)
     ]
-    if not found and get_training_set(recipe.setup.dataset).image:
+    if not found and recipe.setup.image_column:
         raise UserError(f"recipe {recipe.name} stands in no table: say which benchmarks with --benchmarks.")
     return tuple(dict.fromkeys(found or [column.benchmark_at(recipe.scale) for column in MATH_COLUMNS]))
 
@@ -186,7 +186,7 @@ def evaluate_run(
     moving = {name: value for name, value in options.items() if name != "data_parallel_size"}
     with _snapshot(folder) as saves:
         found, notes = _checkpoints(folder, record, recipe, saves, steps, progress)
-        identities = {checkpoint.step: check_model(checkpoint.model, checkpoint.revision) for checkpoint in found}
+        identities = {checkpoint.step: check_checkpoint(checkpoint.model, checkpoint.revision) for checkpoint in found}
         measured = []
         for checkpoint in found:
             identity = identities[checkpoint.step]

@@ -124,6 +124,11 @@ def plan_launch(
                 "on several nodes the vLLM server runs on one of its own: name it (vllm_server_host=HOST) and start it "
                 "there with the command that --dry-run prints."
             )
+    adapter = recipe.setup.adapter
+    if adapter and adapter.quantization == "4bit" and strategy in ("fsdp", "zero3"):
+        from gpg_repro.train import quantized_refusal  # takes seconds
+
+        problems.append(quantized_refusal(strategy))
     if keep_batch:
         try:
             overrides += kept_batch(recipe, processes)
@@ -365,7 +370,8 @@ def run_launch(launch: Launch, node_rank: int = 0) -> int:
         raise UserError(f"recipe {launch.recipe.name} ({launch.recipe.scale}) cannot start:\n" + _listed(problems))
     from gpg_repro.train import base_model, check_recipe, on_the_spot
 
-    check_recipe(launch.recipe, launch.processes)
+    given = dict(zip(launch.options[::2], launch.options[1::2], strict=True))
+    check_recipe(launch.recipe, launch.processes, given.get("--data-root"), given.get("--image-root"))
     if not launch.starts_server:
         return _run(train_command(launch, node_rank), os.environ)
     base = base_model(launch.recipe) if on_the_spot(launch.recipe.setup.base) else None

@@ -25,7 +25,6 @@ from eval_harness.runner import Overrides, decoding_of, parse_samples
 from eval_harness.sources import Generated, Hub
 from gpg_repro import costs
 from gpg_repro.costs import Assumptions, Gpu, Range, Shape, Work
-from gpg_repro.datasets import get_training_set
 from gpg_repro.paths import results as default_results
 from gpg_repro.prompts import SYSTEM_PROMPTS
 from gpg_repro.recipe import Recipe, load_recipe
@@ -623,8 +622,8 @@ class _Planner:
         sources = {b.name: b.source for b in benchmarks}
         for training in self._trainings.values():
             if training.steps_done < training.steps:
-                name = load_recipe(training.recipe, scale=self.scale).setup.dataset
-                sources[name] = get_training_set(name).source
+                found = load_recipe(training.recipe, scale=self.scale).setup.training_set()
+                sources[found.name] = found.source
         return {name: self._where(source) for name, source in sources.items() if not isinstance(source, Generated)}
 
     def _where(self, source: Any) -> str:
@@ -733,10 +732,9 @@ def evaluation_folders(root: Path, label: str) -> list[Path]:
 def work_of(recipe: Recipe, assumed: Assumptions) -> Work:
     """What a recipe does, in the numbers that cost something."""
     t, setup = recipe.setup.training, recipe.setup
-    data = get_training_set(setup.dataset)
     system = len(SYSTEM_PROMPTS[setup.system_prompt]) if setup.system_prompt else 0
     prompt = (_QUESTION_CHARACTERS + system) / assumed.characters_per_token + _TEMPLATE_TOKENS
-    if data.image:
+    if setup.image_column:
         prompt += _TRAINING_IMAGE_TOKENS
     prompt = prompt.clip(1, t.max_prompt_length or prompt.high)
     ours = recipe.method == "gpg"
@@ -744,7 +742,7 @@ def work_of(recipe: Recipe, assumed: Assumptions) -> Work:
     if ours:
         without_ties = any(name in setup.rewards for name in _REWARDS_WITHOUT_TIES)
         share = Range(0.9, 1.0) if without_ties else assumed.valid_share
-        if data.image and not without_ties:
+        if setup.image_column and not without_ties:
             share = Range(share.low, 1.0)  # two rewards, and no published alpha
     draws = costs.num_draws(recipe.objective.beta_th, recipe.objective.max_draws, share)
     return Work(

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from eval_harness.errors import UserError, unknown
-from gpg_repro.datasets import get_training_set
+from gpg_repro.datasets import Columns, TrainingSet, all_training_sets, find_training_set
 from gpg_repro.prompts import SYSTEM_PROMPTS
 from gpg_repro.rewards import get_reward
 
@@ -97,6 +97,8 @@ class Training(_Strict):
     temperature: float = Field(gt=0)
     top_k: int = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
+    mask_truncated_completions: bool = False
+    """Train on no token of a completion that the generation limit cut off; gpg and its rivals."""
     bf16: bool
     gradient_checkpointing: bool
     share_prompt: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
@@ -127,13 +129,43 @@ class Training(_Strict):
         return self.completions_per_step() // self.num_generations
 
 
+def _names(value: Any) -> Any:
+    """A single name for a list of one."""
+    return [value] if isinstance(value, str) and value != "all-linear" else value
+
+
+class Adapter(_Strict):
+    """LoRA: matrices beside frozen weights, by PEFT. The run saves these alone."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    """The matrices' product is scaled by alpha / r, with ``rslora`` by alpha / sqrt(r)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Annotated[
+        Annotated[list[str], Field(min_length=1)] | Literal["all-linear"], BeforeValidator(_names)
+    ] = "all-linear"
+    """Last parts of modules' names; ``all-linear``: every linear layer but the output layer."""
+    dora: bool = False
+    rslora: bool = False
+    quantization: Literal["none", "4bit"] = "none"
+    """``4bit`` (QLoRA): the frozen weights as bitsandbytes' NF4 with double quantisation, computing in bfloat16."""
+
+
 class Setup(_Strict):
     """One scale of a recipe: model, data, rewards, training."""
 
     base: str
     """Hub id, folder, or ``tiny`` / ``smoke``: a base trained on the spot."""
     base_revision: str | None = None
+    adapter: Adapter | None = None
+    """None: all weights are trained."""
     dataset: str
+    """A set of ``gpg_repro.datasets`` by name, a hub id, or a path relative to the current folder."""
+    dataset_config: str | None = None
+    dataset_split: str | None = None
+    dataset_revision: str | None = None
+    columns: Columns | None = None
+    """Of a hub id or path; null: the usual names."""
     num_prompts: int | None = Field(default=None, ge=1)
     system_prompt: str | None = None
     prompt_form: Literal["chat", "concatenate"] = "chat"
@@ -145,10 +177,27 @@ class Setup(_Strict):
     """Empty for sft."""
     training: Training
 
+    def training_set(self) -> TrainingSet:
+        """The set that ``dataset`` names.
+
+        Raises:
+            UserError: see :func:`gpg_repro.datasets.find_training_set`.
+        """
+        columns = self.columns and self.columns.model_dump()
+        return find_training_set(self.dataset, columns, self.dataset_config, self.dataset_split, self.dataset_revision)
+
+    @property
+    def image_column(self) -> str | None:
+        """Column of the images; None: a set of text. The data need not be there."""
+        if self.dataset in all_training_sets():
+            return all_training_sets()[self.dataset].image
+        return self.columns.image if self.columns else None
+
 
 _LATER_KEYS = ("beta_th", "max_draws", "fixed_alpha", "alpha_from", "epsilon", "epsilon_high")
-_LATER_SETUP_KEYS = ("prompt_form", "min_pixels", "max_pixels")
-_LATER_TRAINING_KEYS = ("share_prompt", "use_vllm")
+_OWN_DATA = ("columns", "dataset_config", "dataset_split", "dataset_revision")
+_LATER_SETUP_KEYS = ("prompt_form", "min_pixels", "max_pixels", "adapter", *_OWN_DATA)
+_LATER_TRAINING_KEYS = ("share_prompt", "use_vllm", "mask_truncated_completions")
 """Keys that came after the first records: at their defaults they stay out of the fingerprint."""
 VLLM_PLACE = tuple(key for key in Training.model_fields if key.startswith("vllm_"))
 """Where vLLM runs, not what it is asked: a run that is moved to other machines goes on."""
@@ -294,6 +343,13 @@ def _sampling(method: str, use_vllm: bool) -> str | None:
     return "method sft samples nothing: leave use_vllm out." if method == "sft" and use_vllm else None
 
 
+@_rule("method", "training.mask_truncated_completions")
+def _masking(method: str, mask: bool) -> str | None:
+    if method != "sft" or not mask:
+        return None
+    return "method sft learns from demonstrations, which nothing cuts off: leave mask_truncated_completions out."
+
+
 @_rule("training.use_vllm", "training.vllm_mode", "training.vllm_tensor_parallel_size", "training.num_processes")
 def _vllm_share(use_vllm: bool, mode: str, size: int, processes: int) -> str | None:
     if not use_vllm or mode != "colocate" or processes % size == 0:
@@ -359,28 +415,46 @@ def _alpha_source(alpha_from: str | None, scale: str) -> str | None:
     return None if scale in source["scales"] else f"alpha_from {alpha_from}: that recipe has no scale {scale}."
 
 
-@_rule("setup.dataset", "setup.num_prompts", "setup.system_prompt")
-def _data(dataset: str, num_prompts: int | None, system_prompt: str | None) -> str | None:
+@_rule("method", "setup.dataset", *(f"setup.{key}" for key in _OWN_DATA), "setup.num_prompts", "setup.system_prompt")
+def _data(
+    method: str,
+    dataset: str,
+    columns: Mapping[str, str] | None,
+    config: str | None,
+    split: str | None,
+    revision: str | None,
+    num_prompts: int | None,
+    system_prompt: str | None,
+) -> str | None:
     try:
-        found = get_training_set(dataset)
+        found = find_training_set(dataset, columns, config, split, revision)
     except UserError as error:
         return str(error)
     if callable(found.source) and num_prompts is None:
         return f"training set {dataset} is generated: say num_prompts."
     if found.ready_made and system_prompt:
         return f"training set {dataset} brings its whole prompt: system_prompt must be null."
+    if method != "sft" and found.demonstration:
+        return f"columns.demonstration is for method sft; {method} learns from rewards. Leave it out."
     return None
 
 
 @_rule("setup.dataset", "setup.prompt_form")
 def _whole_prompt(dataset: str, prompt_form: str) -> str | None:
-    try:
-        found = get_training_set(dataset)
-    except UserError:
-        return None  # said elsewhere
-    if found.ready_made and found.image and prompt_form != "concatenate":
+    found = all_training_sets().get(dataset)
+    if found and found.ready_made and found.image and prompt_form != "concatenate":
         return f"training set {dataset} brings its whole prompt beside the image: prompt_form must be concatenate."
     return None
+
+
+@_rule("setup.adapter", "training.use_vllm")
+def _quantized_sampling(adapter: Mapping[str, Any] | None, use_vllm: bool) -> str | None:
+    if not use_vllm or not adapter or adapter.get("quantization", "none") == "none":
+        return None
+    return (
+        "adapter.quantization: TRL sends the packed 4-bit weights to vLLM, which cannot load them. Set it to none, or "
+        "leave use_vllm out."
+    )
 
 
 @_rule("setup.system_prompt")
@@ -423,7 +497,8 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, scale: str = "tiny"
     Args:
         name: packaged name, or path of a YAML file.
         overrides: ``key=value`` strings: ``scale``, ``seed``, any key of the setup, its training or the objective, by
-            its bare name (``max_steps=5``) or its path (``training.max_steps=5``). Values are read as YAML.
+            its bare name (``max_steps=5``) or its path (``training.max_steps=5``); keys of ``adapter`` and ``columns``
+            by their path alone. Values are read as YAML.
         scale, seed: used unless overridden.
 
     Raises:
@@ -560,15 +635,25 @@ def _override(resolved: dict, key: str, value: Any) -> list[str]:
         "setup": (setup, Setup.model_fields),
     }
     section, _, leaf = key.rpartition(".")
-    places = [section.removeprefix("setup.")] if section else list(sections)
-    for place in places:
-        target, fields = sections.get(place, ({}, {}))
+    place = section.removeprefix("setup.")
+    if place in _PARTS:  # not by their bare names: `alpha` is not only LoRA's
+        if leaf not in (fields := _PARTS[place].model_fields):
+            return [f"unknown recipe key {key!r}{_closest(leaf, fields)} Known in {place}: {', '.join(fields)}."]
+        if setup.get(place) is None:
+            setup[place] = {}
+        sections[place] = (setup[place], fields)
+    for one in [place] if section else list(sections):
+        target, fields = sections.get(one, ({}, {}))
         if leaf in fields:
             if isinstance(target, dict):  # what is no mapping is reported as such
                 target[leaf] = value
             return []
     known = ["scale", "seed", *(f for _, fields in sections.values() for f in fields if f != "training")]
     return [f"unknown recipe key {key!r}{_closest(leaf, known)} Known: {', '.join(known)}."]
+
+
+_PARTS: dict[str, type[BaseModel]] = {"adapter": Adapter, "columns": Columns}
+"""Optional sections of a setup."""
 
 
 # --- Checking --------------------------------------------------------------------------------------------------------
@@ -625,7 +710,7 @@ def _where(problem: dict) -> str:
 
 def _what(problem: dict) -> str:
     if problem["type"] == "extra_forbidden":
-        models = {"setup": Setup, "training": Training, "objective": Objective}
+        models = {"setup": Setup, "training": Training, "objective": Objective, **_PARTS}
         parent = problem["loc"][-2] if len(problem["loc"]) > 1 else None
         fields = models[parent].model_fields if parent in models else Recipe.model_fields
         return f"unknown key{_closest(str(problem['loc'][-1]), fields)}"

@@ -34,10 +34,13 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import snapshot_download
 from PIL import Image
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import BitsAndBytesConfig, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
+from transformers.utils import is_bitsandbytes_available
 
 from eval_harness import private, records
+from eval_harness.adapters import CONFIG as ADAPTER_CONFIG
+from eval_harness.adapters import without_weights
 from eval_harness.engines.base import CONCATENATE, with_images
 from eval_harness.errors import UserError, disk_told, unknown
 from eval_harness.images import ImageError
@@ -46,10 +49,11 @@ from eval_harness.models import NO_CODE, ONLY_WEIGHTS, check_model, check_weight
 from eval_harness.progress import progress_bar
 from eval_harness.records import TrainingRecord
 from gpg_repro.committed import refuse_work
-from gpg_repro.datasets import get_training_set
+from gpg_repro.datasets import check as check_data
+from gpg_repro.datasets import content_of
 from gpg_repro.paths import cache, results
 from gpg_repro.prompts import SYSTEM_PROMPTS
-from gpg_repro.recipe import VLLM_PLACE, Recipe, Training, load_recipe
+from gpg_repro.recipe import VLLM_PLACE, Adapter, Recipe, Training, load_recipe
 from gpg_repro.rewards import get_reward, unreadable_golds
 
 BASES_ON_THE_SPOT = ("tiny", "smoke")
@@ -70,21 +74,31 @@ _TRL_LOSS = {"sequence": "grpo", "local": "bnpo", "batch": "dapo", "constant": "
 """TRL's names of the normalisers; Eq. 5's group token mean has no counterpart there."""
 
 
-def check_recipe(recipe: Recipe, processes: int | None = None) -> None:
+def check_recipe(
+    recipe: Recipe, processes: int | None = None, data_root: Path | None = None, image_root: Path | None = None
+) -> None:
     """Find what the recipe itself cannot know and what would stop the run, before anything expensive.
 
     Args:
         recipe: resolved recipe.
         processes: how many will share the batch; default: those of this launch.
+        data_root, image_root: local copies, as for ``train``.
 
     Raises:
-        UserError: the base cannot be had, or the launch's processes cannot share the batch; all problems together.
+        UserError: the base or a data set of one's own cannot be had, a package for the adapter is missing, or the
+            launch's processes cannot share the batch; all problems together.
     """
     problems = []
-    try:
-        _base_exists(recipe)
-    except UserError as error:
-        problems.append(str(error))
+    for look in (
+        lambda: _base_exists(recipe),
+        lambda: on_the_spot(recipe.setup.base) or check_targets(recipe, recipe.setup.base),
+        lambda: check_data(recipe.setup.training_set(), data_root, image_root),
+    ):
+        try:
+            look()
+        except UserError as error:
+            problems.append(str(error))
+    problems += _adapter_refused(recipe.setup.adapter)
     t, processes = recipe.setup.training, processes or _launched_processes()
     rows = t.completions_per_step(processes)
     if rows % t.num_generations:
@@ -95,6 +109,68 @@ def check_recipe(recipe: Recipe, processes: int | None = None) -> None:
     problems += _vllm_refused(t, processes)
     if problems:
         raise UserError(f"recipe {recipe.name} ({recipe.scale}) cannot run:\n" + "\n".join(f"- {p}" for p in problems))
+
+
+def _adapter_refused(adapter: Adapter | None) -> list[str]:
+    """Why the recipe's adapter cannot be trained here."""
+    if adapter is None:
+        return []
+    problems = []
+    if importlib.util.find_spec("peft") is None:
+        problems.append("adapter: the package peft is missing: `pip install 'gpg-paper-companion[lora]'`.")
+    if adapter.quantization == "none":
+        return problems
+    if not is_bitsandbytes_available():
+        problems.append(
+            "adapter.quantization 4bit: the package bitsandbytes is missing or too old: `pip install -U bitsandbytes`, "
+            "or set it to none (LoRA on unquantised weights)."
+        )
+    if not torch.cuda.is_available():
+        problems.append(
+            "adapter.quantization 4bit: it needs a GPU; on a CPU bitsandbytes may pack the weights for inference alone "
+            "once the model has generated. Set it to none."
+        )
+    sharded = {"fsdp": "ACCELERATE_USE_FSDP", "zero3": "ACCELERATE_DEEPSPEED_ZERO_STAGE"}
+    problems += [
+        quantized_refusal(strategy)
+        for strategy, name in sharded.items()
+        if os.environ.get(name, "").lower() in ("true", "3")
+    ]
+    return problems
+
+
+def quantized_refusal(strategy: str) -> str:
+    """Why QLoRA is not trained under a strategy that shards the weights."""
+    why = {
+        "fsdp": "accelerate leaves packed 4-bit weights out of FSDP2's shards",
+        "zero3": "ZeRO-3 shards 4-bit weights only in another storage type, which nobody has tried here",
+    }[strategy]
+    return f"adapter.quantization 4bit: {why}. Take ddp or zero2: every GPU holds half a byte a parameter there."
+
+
+def check_targets(recipe: Recipe, base: str) -> None:
+    """Refuse names of modules that a base does not have.
+
+    Args:
+        base: folder or hub id; it is there.
+
+    Raises:
+        UserError: says which names it has.
+    """
+    adapter = recipe.setup.adapter
+    if adapter is None or adapter.target_modules == "all-linear":
+        return
+    model = without_weights(str(Path(base).expanduser()) if base.startswith("~") else base, recipe.setup.base_revision)
+    if model is None:
+        return
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    missing = [t for t in adapter.target_modules if not any(f".{name}".endswith(f".{t}") for name in linear)]
+    if missing:
+        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise UserError(
+            f"adapter.target_modules: {Path(base).name} has no linear layer called {', '.join(missing)}. It has "
+            f"{', '.join(known)}; all-linear takes all but the output layer."
+        )
 
 
 def _vllm_refused(t: Training, processes: int) -> list[str]:
@@ -178,7 +254,7 @@ def train(
     """
     refuse_work(f"the training {recipe.name} at scale {recipe.scale}")
     log_to = check_logger(log_to)
-    check_recipe(recipe)
+    check_recipe(recipe, data_root=data_root, image_root=image_root)
     origin: dict[str, Any] = {}
     if recipe.objective.alpha_from is not None:
         source = load_recipe(recipe.objective.alpha_from, scale=recipe.scale, seed=recipe.seed)
@@ -187,9 +263,14 @@ def train(
         origin = {"alpha_from_run": run.name}
     base = base_model(recipe, progress)
     identity = check_model(base, recipe.setup.base_revision)
+    if on_the_spot(recipe.setup.base):
+        check_targets(recipe, base)
     start = identity["weights"] or f"{identity['name']}@{identity['revision']}"
     if _launched_processes() != recipe.setup.training.num_processes:
         start += f", {_launched_processes()} processes"  # another batch, hence other weights
+    if content := content_of(recipe.setup.training_set(), data_root):
+        start += f", data {content}"
+        origin |= {"dataset": content}
     fingerprint = recipe.fingerprint(start)
     folder = (root or results() / "runs") / f"train-{recipe.name}-{recipe.scale}-seed{recipe.seed}-{fingerprint[:8]}"
     if _finished(folder, fingerprint):
@@ -382,10 +463,21 @@ def _save_whole(trainer: Any, target: Path) -> None:
                 "configuration and start again: the run resumes from its last checkpoint."
             )
         trainer.processing_class.save_pretrained(partial)
-        (partial / "training_args.bin").unlink(missing_ok=True)
+        for unwanted in ("training_args.bin", "README.md"):  # of an adapter: a form, and where its base lies
+            (partial / unwanted).unlink(missing_ok=True)
+        _settle_adapter(partial / ADAPTER_CONFIG)
         _remove(target)
         partial.rename(target)
     trainer.accelerator.wait_for_everyone()
+
+
+def _settle_adapter(config: Path) -> None:
+    """PEFT writes the names of the modules in an order that differs between processes: sorted, here."""
+    if config.exists():
+        content = json.loads(config.read_text(encoding="utf-8"))
+        if isinstance(content.get("target_modules"), list):
+            content["target_modules"].sort()
+        config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _forget_last_call(processor: Any) -> None:
@@ -426,8 +518,7 @@ def training_rows(
     """
     setup = recipe.setup
     system_prompt = SYSTEM_PROMPTS[setup.system_prompt] if setup.system_prompt else None
-    data = get_training_set(setup.dataset)
-    rows = data.rows(system_prompt, setup.num_prompts, recipe.seed, data_root, image_root)
+    rows = setup.training_set().rows(system_prompt, setup.num_prompts, recipe.seed, data_root, image_root)
     counts = {"prompts_read": len(rows), "golds_missing": sum(not row["solution"] for row in rows)}
     rows = [row for row in rows if row["solution"]]
     unreadable = unreadable_golds((row["solution"] for row in rows), setup.rewards)
@@ -594,6 +685,7 @@ def build_trainer(
         "temperature": t.temperature,
         "top_k": t.top_k,
         "top_p": t.top_p,
+        "mask_truncated_completions": t.mask_truncated_completions,
         "bf16": t.bf16 and on_gpu,
         "gradient_checkpointing": t.gradient_checkpointing,
         "save_strategy": "steps",
@@ -608,17 +700,19 @@ def build_trainer(
         "disable_tqdm": True,
         "reward_weights": list(recipe.setup.rewards.values()),
         "model_init_kwargs": {
-            "dtype": _weights_dtype(t.bf16 and on_gpu),
+            "dtype": _weights_dtype(t.bf16 and on_gpu, frozen=recipe.setup.adapter is not None),
             "revision": recipe.setup.base_revision,
             **ONLY_WEIGHTS,
         },
     }
-    seeing = {"processing_class": processor_of(recipe, base)} if "image" in dataset.column_names else {}
+    more = {"processing_class": processor_of(recipe, base)} if "image" in dataset.column_names else {}
+    if recipe.setup.adapter is not None:
+        more |= adapter_arguments(recipe)
     if t.use_vllm and recipe.setup.base_revision and not Path(base).is_dir():
         # TRL tells vLLM the name alone: it gets a folder
         base = snapshot_download(base, revision=recipe.setup.base_revision, allow_patterns=_MODEL_FILES)
     if recipe.method == "sft":
-        return _supervised_trainer(base, dataset, common, seeing)
+        return _supervised_trainer(base, dataset, common, more)
     sharing = {"share_prompt": t.share_prompt} if recipe.method == "gpg" else {}
     generation = _vllm_arguments(t) if t.use_vllm else {}
     config, trainer = (GPGConfig, GPGTrainer) if recipe.method == "gpg" else (GRPOBaselineConfig, GRPOBaselineTrainer)
@@ -627,15 +721,45 @@ def build_trainer(
         reward_funcs=[get_reward(name) for name in recipe.setup.rewards],
         args=config(**objective_arguments(recipe), **sharing, **generation, **common),
         train_dataset=dataset,
-        **seeing,
+        **more,
     )
 
 
-def _weights_dtype(bf16: bool) -> str:
+def adapter_arguments(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's adapter means to TRL's trainers: ``peft_config`` and, for QLoRA, ``quantization_config``."""
+    from peft import LoraConfig  # an extra: not everybody has it
+
+    a = recipe.setup.adapter
+    arguments: dict[str, Any] = {
+        "peft_config": LoraConfig(
+            r=a.r,
+            lora_alpha=a.alpha,
+            lora_dropout=a.dropout,
+            target_modules=a.target_modules,
+            use_dora=a.dora,
+            use_rslora=a.rslora,
+            task_type="CAUSAL_LM",
+            revision=recipe.setup.base_revision,
+        )
+    }
+    if a.quantization == "4bit":
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    return arguments
+
+
+def _weights_dtype(bf16: bool, frozen: bool = False) -> str:
     """In what the optimiser holds the weights: at a learning rate of 1e-6 most of its steps are lost in bfloat16.
 
-    DeepSpeed keeps float32 copies of its own and is given what it computes with.
+    DeepSpeed keeps float32 copies of its own and is given what it computes with, and so are frozen weights, beside
+    which PEFT holds an adapter in float32.
     """
+    if frozen:
+        return "bfloat16" if bf16 else "float32"
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     return "bfloat16" if bf16 and deepspeed else "float32"
 
@@ -646,10 +770,18 @@ def _vllm_arguments(t: Training) -> dict[str, Any]:
     return {"use_vllm": True, "vllm_max_model_length": needed, **{key: getattr(t, key) for key in VLLM_PLACE}}
 
 
-_SAMPLING = ("num_generations", "max_completion_length", "temperature", "top_k", "top_p", "reward_weights")
+_SAMPLING = (
+    "num_generations",
+    "max_completion_length",
+    "temperature",
+    "top_k",
+    "top_p",
+    "reward_weights",
+    "mask_truncated_completions",
+)
 
 
-def _supervised_trainer(base: str, dataset: Any, common: dict[str, Any], seeing: dict[str, Any]) -> Any:
+def _supervised_trainer(base: str, dataset: Any, common: dict[str, Any], more: dict[str, Any]) -> Any:
     """TRL's SFTTrainer on the demonstrations: cross-entropy of the completion tokens."""
     from trl import SFTConfig
 
@@ -657,7 +789,7 @@ def _supervised_trainer(base: str, dataset: Any, common: dict[str, Any], seeing:
 
     shared = {key: value for key, value in common.items() if key not in _SAMPLING}
     arguments = SFTConfig(completion_only_loss=True, max_length=None, **shared)
-    return SupervisedTrainer(model=base, args=arguments, train_dataset=dataset, **seeing)
+    return SupervisedTrainer(model=base, args=arguments, train_dataset=dataset, **more)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,8 @@ class TrainingSet:
     """The source is known to hold rows without a gold; they come with the gold ``""`` for the caller to take out."""
     image: str | None = None
     """Column of the image or of its file name; None: a set of text."""
+    demonstration: str | None = None
+    """Column of a whole right completion, for supervised rows."""
     expand: Callable[[int, Mapping[str, Any]], Iterable[tuple[str, str]]] | None = None
     """(index, row) -> (question, gold) pairs of that row, where it is not one each; replaces the two above."""
 
@@ -109,7 +111,8 @@ class TrainingSet:
                     continue
                 seen.add(question)
                 image = {} if read is None else {"image": _ImageCell(read, index, self._image_name(index, row))}
-                rows.append({"prompt": question, "solution": gold, **image})
+                shown = {"demonstration": row[self.demonstration]} if self.demonstration else {}
+                rows.append({"prompt": question, "solution": gold, **image, **shown})
         return rows[:num]
 
     def _image_name(self, index: int, row: Mapping[str, Any]) -> str:
