@@ -262,7 +262,7 @@ def _scored(score: dict[str, float], single: dict[str, float] | None, samples: i
 
 def _grade(args: argparse.Namespace) -> int:
     from eval_harness.benchmarks import get_benchmark
-    from eval_harness.graders.base import CONTEXT_KEYS, UNFINISHED, rule_names
+    from eval_harness.graders.base import CONTEXT_KEYS, UNFINISHED, classes_of, rule_names
     from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
     from eval_harness.records import write_whole
     from eval_harness.sources import read_jsonl
@@ -280,7 +280,10 @@ def _grade(args: argparse.Namespace) -> int:
     if args.deadline is not None and not args.deadline > 0:
         raise UserError(f"--deadline must be a positive number of seconds, got {args.deadline}.")
     known = {*benchmark.context_fields, *CONTEXT_KEYS.get(benchmark.grader, ())}
-    answers = [(row["gold"], row["prediction"], {key: row[key] for key in sorted(known & row.keys())}) for row in rows]
+    classes = classes_of(benchmark.grader, (row["gold"] for row in rows))
+    shared = {} if classes is None else {"classes": classes}
+    contexts = (shared | {key: row[key] for key in sorted(known & row.keys())} for row in rows)
+    answers = [(row["gold"], row["prediction"], context) for row, context in zip(rows, contexts, strict=True)]
     with GradingPool(deadline=args.deadline or DEADLINE_SECONDS) as pool:
         verdicts = pool.grade(benchmark.grader, answers)
         if args.explain:
@@ -307,11 +310,12 @@ def _grade(args: argparse.Namespace) -> int:
 
 
 def _explain(pool: GradingPool, grader: str, answers: list[Answer], verdicts: list[Verdict]) -> None:
-    """Print what each rule read of every answer, and of the gold where the strict rule is that of mathematics."""
-    from eval_harness.graders.base import STRICT_MATH, rule_names
+    """Print what each rule read of every answer, and what the strict rule read of the gold."""
+    from eval_harness.graders.base import STRICT_RULES, rule_names
 
     names = rule_names(grader)
-    readings = pool.grade("eval_harness.graders.strict_math:Explainer", answers) if grader in STRICT_MATH else []
+    strict = f"eval_harness.graders.base:explainer:{grader}"
+    readings = pool.grade(strict, answers) if grader in STRICT_RULES else []
     for number, verdict in enumerate(verdicts, start=1):
         told = _marks(verdict, "both", names)
         for suffix in ("", "_strict"):

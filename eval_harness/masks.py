@@ -183,7 +183,7 @@ def marks_of(item: Item, samples: Sequence[Sample], image: Image.Image | None, s
     if image is None or not polygons or image.size != (width, height):
         mark = 0.0 if image is None and polygons else None
         return [MaskMark(item_id=item.item_id, sample=s.sample, mask_iou=mark, mask_iou_strict=mark) for s in samples]
-    read = [(first_box(s.completion or ""), strict_box(s.completion or "")) for s in samples]
+    read = [(first_box(s.completion or ""), strict_box(s.completion or "", s.finish_reason)) for s in samples]
     wanted = sorted({pixel_box(box, width, height) for pair in read for box in pair if box})
     masks = dict(zip(wanted, segmenter(image, wanted) if wanted else (), strict=True))
     first = polygon_mask(polygons[0]["points"], width, height)

@@ -22,7 +22,7 @@ from eval_harness.benchmarks import Benchmark, prompts_hash
 from eval_harness.engines.base import EngineSettings
 from eval_harness.engines.openai import server_of
 from eval_harness.errors import UserError
-from eval_harness.graders.base import grader_identity
+from eval_harness.graders.base import classes_of, grader_identity
 from eval_harness.hardware import describe_hardware
 from eval_harness.private import hide
 from eval_harness.records import Item
@@ -39,6 +39,7 @@ def of_run(
     data_root: Path | None,
     checkpoint_decoding: Mapping[str, Any] | None,
     overrides: Mapping[str, Any],
+    classes: Mapping[str, list[str] | None] | None = None,
 ) -> dict[str, Any]:
     """What a run's marks rest on, known before the engine starts.
 
@@ -46,9 +47,11 @@ def of_run(
         loaded: benchmark, items and decoding of each.
         data_root: folder of local data, None for the hub.
         checkpoint_decoding, overrides: what was given in place of documented decoding.
+        classes: benchmark -> the names that its answers may be one of, in an undivided run.
     """
+    classes = classes or {}
     return {
-        "benchmarks": {b.name: of_benchmark(b, items, data_root) for b, items, _ in loaded},
+        "benchmarks": {b.name: of_benchmark(b, items, data_root, classes.get(b.name)) for b, items, _ in loaded},
         "decoding": {
             "checkpoint": dict(checkpoint_decoding or {}),
             "overrides": {name: value for name, value in overrides.items() if value is not None},
@@ -58,14 +61,18 @@ def of_run(
     }
 
 
-def of_benchmark(benchmark: Benchmark, items: list[Item], data_root: Path | None) -> dict[str, Any]:
-    """Data, prompts and grader of one benchmark."""
+def of_benchmark(
+    benchmark: Benchmark, items: list[Item], data_root: Path | None, classes: list[str] | None = None
+) -> dict[str, Any]:
+    """Data, prompts and grader of one benchmark, with the list of classes that its answers are held against."""
+    classes = classes or classes_of(benchmark.grader, (item.gold for item in items))
     return {
         "version": benchmark.version,
         "data": _data(benchmark, data_root),
         "prompts_hash": prompts_hash(items),
         "items_hash": items_hash(items),
         "grader": grader_identity(benchmark.grader),
+        **({} if classes is None else {"classes": classes}),
     }
 
 

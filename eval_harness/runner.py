@@ -33,7 +33,7 @@ from eval_harness.engines.openai import OpenAIEngine, check_settings
 from eval_harness.engines.parallel import EngineGroup, placements
 from eval_harness.engines.shared import SharedEngine
 from eval_harness.errors import UserError, disk_told, unknown
-from eval_harness.graders.base import UNFINISHED, Verdict, context_for, grader_identity
+from eval_harness.graders.base import UNFINISHED, Verdict, classes_of, context_for, grader_identity
 from eval_harness.graders.pool import DEADLINE_SECONDS, GradingPool
 from eval_harness.images import ImageError, decode
 from eval_harness.locks import LOCK, OWNER, locked
@@ -316,6 +316,7 @@ def evaluate(
     request = identities.request_of(identity, engine, settings, loaded, limit, run_id=name, parts=parts)
     fingerprint = whole = identities.fingerprint(request)
     folder = Path(out) if out is not None else DEFAULT_OUT / f"eval-{name}-{whole[:8]}"
+    classes = {b.name: classes_of(b.grader, (item.gold for item in items)) for b, items, _ in loaded}
     if shard is not None:
         loaded = [(b, shard.part(items), decoding) for b, items, decoding in loaded]
         fingerprint = identities.fingerprint_of_shard(whole, shard.index, shard.of)
@@ -339,7 +340,7 @@ def evaluate(
             "data": "local copy" if data_root else "hub",
             "deterministic": deterministic,
         },
-        provenance=provenance.of_run(loaded, data_root, decoding, vars(overrides)),
+        provenance=provenance.of_run(loaded, data_root, decoding, vars(overrides), classes),
         shard=None if shard is None else {**vars(shard), "fingerprint": whole},
         shared=shared,
         progress=progress,
@@ -582,6 +583,7 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
     folder = job.folder
     by_name = {task.name: task for task in tasks}
     items = {(task.name, item.item_id): item for task in tasks for item in pending[task.name]}
+    classes = {name: told.get("classes") for name, told in record.provenance["benchmarks"].items()}
     bars: dict[str, tqdm] = {}
     graded: queue.SimpleQueue[tuple[_Task, Item, Result, Any]] = queue.SimpleQueue()
     in_flight = 0
@@ -625,7 +627,10 @@ def _generate(job: _Job, record: RunRecord, tasks: list[_Task], pending: dict[st
                 future = pool.grade_async(
                     task.benchmark.grader,
                     _answers(
-                        task.benchmark.grader, item, ((clean(c.text), c.finish_reason) for c in result.completions)
+                        task.benchmark.grader,
+                        item,
+                        ((clean(c.text), c.finish_reason) for c in result.completions),
+                        classes[name],
                     ),
                 )
                 in_flight += 1
@@ -663,9 +668,12 @@ def _check_server(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
         )
 
 
-def _answers(grader: str, item: Item, said: Iterable[tuple[str, str | None]]) -> list[tuple]:
+def _answers(
+    grader: str, item: Item, said: Iterable[tuple[str, str | None]], classes: list[str] | None = None
+) -> list[tuple]:
     """Completions of an item, each with the reason why it ended, as the grading pool takes them."""
-    known = [(text, context_for(grader, item.context, question=item.prompt, finish_reason=why)) for text, why in said]
+    shared = {"question": item.prompt, "classes": classes}
+    known = [(text, context_for(grader, item.context, finish_reason=why, **shared)) for text, why in said]
     return [(item.gold, text, context) if context else (item.gold, text) for text, context in known]
 
 
@@ -958,7 +966,8 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
     problems = _misfits(items, samples, result) + _items_misfits(items, run, benchmark, known)
     scored = [s for s in samples if s.status == "scored" and s.item_id in by_id]
     told = ((by_id[s.item_id], [(s.completion, s.finish_reason)]) for s in scored)
-    answers = [answer for item, said in told for answer in _answers(benchmark.grader, item, said)]
+    classes = known.get("classes") or classes_of(benchmark.grader, (item.gold for item in items))
+    answers = [answer for item, said in told for answer in _answers(benchmark.grader, item, said, classes)]
     verdicts = pool.grade(benchmark.grader, answers)
     changed = sum(_marks(s) != _marks(v) for s, v in zip(scored, verdicts, strict=True))
     regraded = None

@@ -4,8 +4,10 @@ Published (Visual-RFT's LISA evaluation): the first ``(x1,y1),(x2,y2)`` of digit
 thousandths of the image, against the box of the annotation's first polygon; any failure is 0. Inverted boxes and boxes
 beyond the image are not refused.
 
-Strict: the box in the answer tag, without a tag the last box, corners in order and within 0 to 1000, against the box
-around all target polygons (ReasonSeg's own merging; areas labelled ``ignore`` are none).
+Strict: the one box that is stated (in the answer tag; without a tag the last), corners in order and within 0 to 1000,
+against the box around all target polygons (ReasonSeg's own merging; areas labelled ``ignore`` are none). It may be
+written as two corners, as a list of four numbers or as JSON. Coordinates are thousandths; four numbers from 0 to 1 with
+a decimal point among them are fractions of the image. Two different boxes offered are no answer.
 
 Boxes are (x1, y1, x2, y2), left, top, right, bottom.
 """
@@ -15,10 +17,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from eval_harness.graders.base import Verdict
-from eval_harness.graders.tags import careful_answer, tag_flags
+from eval_harness.graders.base import Mark, Verdict, with_strict
+from eval_harness.graders.tags import shown, tag_flags
+from eval_harness.graders.text import NEGATED, own_part, plain_signs, said
 
 Box = tuple[float, float, float, float]
 SCALE = 1000
@@ -29,6 +33,22 @@ RIGHT_FROM = 0.5
 _PUBLISHED = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)\s*,\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)")
 _NUMBER = r"\s*([+-]?[0-9]+(?:\.[0-9]+)?)\s*"
 _DECIMAL = re.compile(rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")
+_ANY = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf(?:inity)?|nan)(?![a-z])"
+_ANY = rf"\s*((?i:{_ANY}))\s*"
+_PAIR = re.compile(rf"\({_ANY},{_ANY}\)|\[{_ANY},{_ANY}\]")
+_LIST = re.compile(rf"[\[(]{_ANY}[,\s]{_ANY}[,\s]{_ANY}[,\s]{_ANY}[\])]")
+_BARE = re.compile(rf"{_ANY}[,\s]{_ANY}[,\s]{_ANY}[,\s]{_ANY}")
+_SIDES = (("x_?1|x_?min|left", "y_?1|y_?min|top"), ("x_?2|x_?max|right", "y_?2|y_?max|bottom"))
+_NAMED = re.compile(
+    r"[\s,;]*".join(
+        rf"[\"']?\b(?:{name})\b[\"']?\s*[:=]\s*\(?{_ANY}(?![0-9.])" for corner in _SIDES for name in corner
+    ),
+    re.IGNORECASE,
+)
+_BETWEEN_PAIRS = re.compile(r"[\s,;]*(?:(?:and|to)\b|-+>?)?[\s,;]*")
+_OFFERED = re.compile(r"[\s,;|&\[\]{}()]*(?:\b(?:and|or)\b)?[\s,;|&\[\]{}()]*", re.IGNORECASE)
+_DENIED = re.compile(rf"{NEGATED}\W*(?:(?:at|in|the|an?|box|is)\W+)*$", re.IGNORECASE)
+_MAX_BOXES = 64
 
 
 def area(box: Box) -> float:
@@ -87,9 +107,14 @@ def all_boxes(text: str) -> list[Box]:
     return [box for box in map(_numbers, _DECIMAL.finditer(text)) if box is not None]
 
 
-def strict_box(text: str) -> Box | None:
-    """The strict reading, in thousandths; None without a box, or with one that is inverted or out of range."""
-    box = _stated(text)
+def strict_box(text: str, finish_reason: str | None = None) -> Box | None:
+    """The strict reading, in thousandths; None without a box, or with one that is inverted or out of range.
+
+    Args:
+        text: the completion.
+        finish_reason: ``length`` says that it was cut: then only a box in the answer tag counts.
+    """
+    box, _ = stated_box(text, finish_reason)
     return None if box is None or problem(box) else box
 
 
@@ -112,12 +137,74 @@ def _numbers(found: re.Match[str]) -> Box | None:
     return (x1, y1, x2, y2) if max(map(abs, (x1, y1, x2, y2))) < 1e100 else None
 
 
-def _stated(text: str) -> Box | None:
-    tag = careful_answer(text)
-    boxes = all_boxes(text if tag is None else tag)
-    if not boxes:
-        return None
-    return boxes[-1] if tag is None else boxes[0]
+@dataclass(frozen=True)
+class _Place:
+    """A box, as it is written, from ``start`` up to ``end`` of a text; None: one without finite numbers."""
+
+    box: Box | None
+    start: int
+    end: int
+
+
+def stated_box(prediction: str, finish_reason: str | None = None) -> tuple[Box | None, str]:
+    """The one box that a completion states, in thousandths, in whatever order its corners are; None and why not."""
+    answer = said(prediction, finish_reason)
+    if not answer.text:
+        return None, answer.why
+    if not answer.tagged and finish_reason == "length":
+        return None, "cut at its limit without a stated answer"
+    text = plain_signs(answer.text if answer.tagged else own_part(answer.text))
+    places = _places(text)
+    stated = [place for place in places if not _DENIED.search(text[max(0, place.start - 40) : place.start])]
+    if not stated:
+        return None, "only what it is not is said" if places else "no box"
+    if not answer.tagged:
+        stated = _offered_last(text, stated)
+    boxes = list(dict.fromkeys(place.box for place in stated))
+    if len(boxes) > 1:
+        return None, "several boxes are offered"
+    return boxes[0], "" if boxes[0] else "a coordinate is no finite number"
+
+
+def _offered_last(text: str, places: list[_Place]) -> list[_Place]:
+    """The last box of a text with those that are offered beside it."""
+    first = len(places) - 1
+    while first > 0 and _OFFERED.fullmatch(text[places[first - 1].end : places[first].start]):
+        first -= 1
+    return places[first:]
+
+
+def _places(text: str) -> list[_Place]:
+    """Boxes in every spelling that is known, in order."""
+    found = [
+        _place(match.groups(), match.start(), match.end())
+        for pattern in (_LIST, _NAMED)
+        for match in pattern.finditer(text)
+    ]
+    run: list[re.Match[str]] = []
+    for pair in [*_PAIR.finditer(text), None]:
+        if run and (pair is None or not _BETWEEN_PAIRS.fullmatch(text[run[-1].end() : pair.start()])):
+            if len(run) % 2 == 0:  # a lone point is no box, nor are three
+                found += [
+                    _place((*one.groups(), *other.groups()), one.start(), other.end())
+                    for one, other in zip(run[::2], run[1::2], strict=True)
+                ]
+            run = []
+        if pair is not None:
+            run.append(pair)
+    if not found and len(text) < 200 and (bare := _BARE.fullmatch(text.strip(" \t\n.;`$"))):
+        found = [_place(bare.groups(), 0, len(text))]
+    return sorted(found, key=lambda place: place.start)[-_MAX_BOXES:]
+
+
+def _place(groups: Sequence[str | None], start: int, end: int) -> _Place:
+    written = [group for group in groups if group is not None]
+    x1, y1, x2, y2 = map(float, written)
+    if not max(map(abs, (x1, y1, x2, y2))) < 1e100:  # beyond this the products of coordinates overflow
+        return _Place(None, start, end)
+    if all(0 <= side <= 1 for side in (x1, y1, x2, y2)) and any("." in side for side in written):
+        return _Place((x1 * SCALE, y1 * SCALE, x2 * SCALE, y2 * SCALE), start, end)
+    return _Place((x1, y1, x2, y2), start, end)
 
 
 def _shown(box: Box | None) -> str | None:
@@ -138,24 +225,39 @@ class BoxGrader:
         flags = tag_flags(prediction)
         if len(all_boxes(prediction)) > 1:
             flags += ("several_boxes",)
-        published, strict = first_box(prediction), _stated(prediction)
-        try:
-            wanted, wanted_strict = _golds(gold, context or {})
-        except (ArithmeticError, AttributeError, KeyError, LookupError, TypeError, ValueError):
-            wanted = wanted_strict = None
-        score, reason = _mark(published, None, wanted, 1e-6)
-        score_strict, reason_strict = _mark(strict, strict and problem(strict), wanted_strict, 0.0)
-        return Verdict(
+        box = first_box(prediction)
+        wanted, _ = _golds(gold, context)
+        score, reason = _mark(box, None, wanted, 1e-6)
+        published = Verdict(
             correct=score >= RIGHT_FROM,
-            correct_strict=score_strict >= RIGHT_FROM,
-            extracted=_shown(published),
+            correct_strict=False,
+            extracted=_shown(box),
             reason=reason,
             score=score,
-            score_strict=score_strict,
-            extracted_strict=_shown(strict) if strict != published else None,
-            reason_strict=reason_strict if reason_strict != reason else None,
             flags=flags,
         )
+        return with_strict(published, mark(gold, prediction, context))
+
+
+def mark(gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Mark:
+    """The strict mark of an answer; its score is the IoU.
+
+    Args:
+        gold: a box in thousandths, where the context has no polygons.
+        prediction: what the model wrote.
+        context: as :class:`BoxGrader` takes it, and ``finish_reason``, where known.
+    """
+    _, wanted = _golds(gold, context)
+    box, why = stated_box(prediction, (context or {}).get("finish_reason"))
+    score, reason = _mark(box, box and problem(box), wanted, 0.0)
+    shown_gold = (
+        shown(gold) if wanted is None else "({:.4g},{:.4g}),({:.4g},{:.4g})".format(*(SCALE * x for x in wanted))
+    )
+    if wanted is None:
+        why = "there is no gold box"
+    elif box is not None:
+        why = f"IoU {score:.4f}" if reason in ("match", "mismatch") else reason.replace("_", " ")
+    return Mark(score >= RIGHT_FROM, reason, _shown(box) or "", shown_gold, why, score)
 
 
 def _mark(box: Box | None, wrong: str | None, wanted: Box | None, epsilon: float) -> tuple[float, str]:
@@ -170,8 +272,15 @@ def _mark(box: Box | None, wrong: str | None, wanted: Box | None, epsilon: float
     return score, "match" if score >= RIGHT_FROM else "mismatch"
 
 
-def _golds(gold: str, context: Mapping[str, Any]) -> tuple[Box | None, Box | None]:
+def _golds(gold: str, context: Mapping[str, Any] | None) -> tuple[Box | None, Box | None]:
     """Gold boxes of the published and of the strict rule, as fractions; None: there is none."""
+    try:
+        return _read_golds(gold, context or {})
+    except (ArithmeticError, AttributeError, KeyError, LookupError, TypeError, ValueError):
+        return None, None
+
+
+def _read_golds(gold: str, context: Mapping[str, Any]) -> tuple[Box | None, Box | None]:
     polygons, width, height = context.get("polygons"), context.get("width"), context.get("height")
     sized = bool(polygons) and bool(width) and bool(height)
     if context.get("gold_box") is not None:

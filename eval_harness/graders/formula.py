@@ -22,6 +22,8 @@ from typing import Any
 import xxhash
 from mpmath import MPContext, libmp
 
+from eval_harness.graders.text import DASHES, INVISIBLE, SLANTED, UPRIGHT
+
 MAX_CHARACTERS = 2000
 """Of an answer that is read as a formula; longer ones are compared as text."""
 _MAX_DEPTH = 40
@@ -52,21 +54,21 @@ _GREEK = {
 } | {"λ": "lambda", "Δ": "Delta", "Ω": "Omega", "Γ": "Gamma", "Θ": "Theta", "Λ": "Lambda", "Φ": "Phi", "Ψ": "Psi"}
 _SIGNS = (
     {
-        "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\ufe63": "-",
         "×": "\\times ", "✕": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "÷": "\\div ", "∕": "/",
         "±": "\\pm ", "∓": "\\mp ", "∞": "\\infty ", "√": "\\sqrt ", "∛": "\\sqrt[3]", "≤": "\\le ", "≥": "\\ge ",
         "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∈": "\\in ", "∪": "\\cup ", "∩": "\\cap ",
         "∅": "\\emptyset ", "°": "^\\circ ", "º": "^\\circ ", "˚": "^\\circ ", "′": "'", "″": "''", "’": "'",
         "⟨": "(", "⟩": ")", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "∠": "\\angle ",
-        "\u00a0": " ", "\u2009": "\\,", "\u202f": "\\,", "\u2007": "\\,", "\u200b": "", "\ufeff": "", "Å": "\\AA ",
+        "\u00a0": " ", "\u2009": "\\,", "\u202f": "\\,", "\u2007": "\\,", "Å": "\\AA ",
         "µ": "\\mu ", "‰": "\\permil ", "ℝ": "\\mathbb{R}", "ℏ": "\\hbar ", "…": "\\ldots ",
     }
     | {sign: f"\\{name} " for sign, name in _GREEK.items()}
+    | dict.fromkeys(DASHES, "-")
+    | dict.fromkeys(INVISIBLE, "")
 )  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _THOUSANDS = r"(?:'|,\\!|,\\,|,\{\}|\{,\}|\\,|\\ |~|\\:|\\;)\s*"
-_UPRIGHT = r"text|textrm|textnormal|textup|mathrm|mbox|hbox|operatorname\*?|rm|textsf|mathsf|texttt"
 _REWRITES = [
     (re.compile(pattern), to)
     for pattern, to in (
@@ -102,8 +104,8 @@ _REWRITES = [
         (r"\\[lr]?vert(?![A-Za-z])|\\mid(?![A-Za-z])", "|"),
         (r"\\degree(?![A-Za-z])", r"^\\circ "),
         (r"(?:\{\s*\})?\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", r"^\\circ "),
-        (rf"\\(?:{_UPRIGHT})\s*\{{", r"\\text{"),
-        (r"\\(?:mathbf|boldsymbol|bm|mathit|mathcal|mathbb|textbf|textit|emph|bf|it|mathring|underline)\s*(?=\{)", ""),
+        (rf"\\(?:{UPRIGHT})\s*\{{", r"\\text{"),
+        (rf"\\(?:{SLANTED})\s*(?=\{{)", ""),
         (r"\\text\{\s*([deij])\s*\}(?!\s*[/^])(?=\s*[\\{^A-Za-z(}])", r"\1"),
         (r"\^\s*\{((?:\s*\\prime)+)\s*\}", lambda m: "'" * m.group(1).count("prime")),
         (r"\^\s*\\prime(?![A-Za-z])", "'"),

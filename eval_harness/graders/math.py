@@ -15,13 +15,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from eval_harness.graders.base import STRICT_MATH, Grader, Verdict
-from eval_harness.graders.strict_math import Mark
+from eval_harness.graders.base import STRICT_MATH, Grader, Verdict, with_strict
 from eval_harness.graders.strict_math import mark as strict_mark
 
 PRECISION = 5
@@ -76,17 +74,7 @@ class ExtractiveMatch:
         )
         reason = "match" if correct else "mismatch" if answers else "no_answer"
         published = Verdict(correct, correct, extracted, reason, gold_fallback=fallback)
-        return _with_strict(published, strict_mark(gold, prediction, context))
-
-
-def _with_strict(published: Verdict, strict: Mark) -> Verdict:
-    """The verdict of the published rule with the strict rule's mark."""
-    return replace(
-        published,
-        correct_strict=strict.correct,
-        extracted_strict=strict.said if strict.said and strict.said != published.extracted else None,
-        reason_strict=strict.reason if strict.reason != published.reason else None,
-    )
+        return with_strict(published, strict_mark(gold, prediction, context))
 
 
 class BoxedAccuracy:
@@ -129,7 +117,7 @@ class BoxedAccuracy:
     def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
         """Mark one answer."""
         verdict = self._published(gold, prediction)
-        return _with_strict(verdict, strict_mark(gold, prediction, context)) if self._strict else verdict
+        return with_strict(verdict, strict_mark(gold, prediction, context)) if self._strict else verdict
 
     def _published(self, gold: str, prediction: str) -> Verdict:
         golds = self._parse(rf"$\boxed{{{gold}}}$" if self._bare_gold else gold, self._gold_config)

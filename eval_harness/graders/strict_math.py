@@ -14,9 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 from eval_harness.graders import formula
-from eval_harness.graders.base import Verdict
+from eval_harness.graders.base import Mark
 from eval_harness.graders.formula import Token, Tree, Unreadable, tidy
 from eval_harness.graders.tags import MAX_EXTRACTED, careful_answer
+from eval_harness.graders.text import EMPTY, PHRASE, boxes, own_part
 from eval_harness.graders.units import Unit, read_unit
 
 _MAX_STATEMENT, _MAX_BOX = 1000, formula.MAX_CHARACTERS + 1
@@ -34,17 +35,6 @@ class Stated:
     why: str = ""
 
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)|\\(?:boxed|fbox)\s*(?P<bare>[0-9A-Za-z]+)|\\.|[{}]", re.DOTALL)
-_EMPTY = re.compile(
-    r"(?:\\(?:text|boxed|fbox)\s*\{\s*\}|\\[ ,;:!]|[\s${}.?~]|\\l?dots"
-    r"|(?:your |final )*answer|\\text\{\s*answer\s*\})*"
-)
-_PHRASE = re.compile(
-    r"(?:\banswers?\**\s*(?:to (?:the|this) (?:problem|question) )?(?:is|are|equals|would be|will be|=|:)|####)"
-    r"\s*:?\s*\**\s*:?"
-    r"|^[#* \t]*(?:final )?answer[* \t:]*$",
-    re.IGNORECASE | re.MULTILINE,
-)
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnever|\bneither|\bcannot be)(?:\s+(?:equal to|be|equal|simply|just|the))*[\s$:*(]*$", re.I
@@ -75,55 +65,24 @@ def find_answer(text: str, finish_reason: str | None = None) -> Stated:
     tag = careful_answer(text)
     if tag:
         text, finish_reason = tag, "stop"
-    text = _own_part(text)
-    boxes = _boxes(text)
-    full = [box for box in boxes if not _EMPTY.fullmatch(box[2])]
+    text = own_part(text)
+    found = boxes(text, _MAX_BOX)
+    full = [box for box in found if not EMPTY.fullmatch(box[2])]
     phrase = _last_phrase(text, full[-1][1] if full else 0)
     if phrase is not None and (not full or (re.search(r"\d|\$|\\", phrase) and readings(phrase))):
         return Stated(phrase)
     if full:
         return _of_boxes(text, full)
-    if boxes:
+    if found:
         return Stated("", "the box is empty")
     if tag:
         return Stated(tag)
     return _unstated(text.strip(), finish_reason)
 
 
-_NEXT = re.compile(r"\n[ \t#*]*(?:Human|User|Problem|Question|Q)[ \t]*\d*[ \t]*(?::|\.)")
-
-
-def _own_part(text: str) -> str:
-    """The text up to where a pretrained model goes on with a question of its own, if it has answered before."""
-    following = _NEXT.search(text)
-    before = text[: following.start()] if following else ""
-    return before if "\\boxed{" in before or _PHRASE.search(before) else text
-
-
-def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """Outermost complete boxes with their contents, in one pass."""
-    found: list[tuple[int, int, str]] = []
-    open_braces: list[tuple[int, int, bool]] = []
-    if "\\boxed" not in text and "\\fbox" not in text:
-        return found
-    for match in _BOX.finditer(text):
-        piece = match.group()
-        if match["bare"]:
-            found.append((match.start(), match.end(), match["bare"]))
-        elif piece == "{" or match.group(1):
-            open_braces.append((match.start(), match.end(), piece != "{"))
-        elif piece == "}" and open_braces:
-            start, inside, is_box = open_braces.pop()
-            if is_box:
-                while found and found[-1][0] > start:
-                    found.pop()
-                found.append((start, match.end(), text[inside : match.start()][:_MAX_BOX]))
-    return found
-
-
-def _of_boxes(text: str, boxes: list[tuple[int, int, str]]) -> Stated:
-    start, end, content = boxes[-1]
-    for before in reversed(boxes[:-1][-_MAX_ITEMS:]):
+def _of_boxes(text: str, full: list[tuple[int, int, str]]) -> Stated:
+    start, end, content = full[-1]
+    for before in reversed(full[:-1][-_MAX_ITEMS:]):
         between = text[before[1] : start]
         joined = _JOINS.fullmatch(between) if len(between) < 40 else None
         if not joined or not (joined["word"] or "," in between):
@@ -166,9 +125,9 @@ def _unit_behind(rest: str) -> str:
 
 def _last_phrase(text: str, since: int) -> str | None:
     """What stands behind the last ``the answer is`` after a position."""
-    for end in reversed([match.end() for match in _PHRASE.finditer(text, since)][-_MAX_ITEMS:]):
+    for end in reversed([match.end() for match in PHRASE.finditer(text, since)][-_MAX_ITEMS:]):
         content = _sentence(text[end : end + _MAX_STATEMENT])
-        if content and not _EMPTY.fullmatch(content):
+        if content and not EMPTY.fullmatch(content):
             return content
     return None
 
@@ -253,7 +212,7 @@ def _is_formula(text: str) -> bool:
         return False
     try:
         return any(not isinstance(reading, Words) for reading in read(text))
-    except _Hedged:
+    except Hedged:
         return False
 
 
@@ -338,7 +297,7 @@ class Words:
     raw: str = ""
 
 
-class _Hedged(ValueError):
+class Hedged(ValueError):
     """Nothing is stated: a negation, a range, a bound in words."""
 
 
@@ -361,7 +320,7 @@ def read(text: str) -> tuple[Any, ...]:
     """What a text may mean, the likeliest first; ``Words`` when it cannot be read.
 
     Raises:
-        _Hedged: it states nothing.
+        Hedged: it states nothing.
     """
     words = Words(_as_words(text), _squeezed(text))
     if len(text) > formula.MAX_CHARACTERS:
@@ -492,11 +451,11 @@ def _read_one(found: list[Token]) -> Any:
         raise Unreadable("nothing")
     for token in found:
         if token.kind == "text" and set(token.text.lower().split()) & _NO_STATEMENT:
-            raise _Hedged(f"it says “{token.text}”")
+            raise Hedged(f"it says “{token.text}”")
         if token.kind == "?":
-            raise _Hedged("it is a question")
+            raise Hedged("it is a question")
     if any(token.kind == "text" and token.text.lower() == "to" for token in found):
-        raise _Hedged("a range")
+        raise Hedged("a range")
     sides, relations = _split(found, lambda token: token.kind == "rel")
     if relations:
         return _relation([_trimmed(side) for side in sides], [token.text for token in relations])
@@ -1157,28 +1116,16 @@ def _minutes_of(clock: Clock) -> Fraction:
 # --- the mark ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Mark:
-    """The strict mark, and what was read on both sides."""
-
-    correct: bool
-    reason: str
-    """match, mismatch, wrong_unit, no_answer or bad_gold."""
-    said: str
-    gold: str
-    detail: str = ""
-
-
 @lru_cache(4096)
 def _gold_of(gold: str) -> tuple[str, tuple[Any, ...]]:
-    boxes = [box for box in _boxes(gold) if not _EMPTY.fullmatch(box[2])]
+    full = [box for box in boxes(gold, _MAX_BOX) if not EMPTY.fullmatch(box[2])]
     text = gold.strip()
-    if boxes:
-        start, end, content = boxes[-1]
+    if full:
+        _, end, content = full[-1]
         text = content + _unit_behind(gold[end : end + 80])
     try:
         return text, read(text)
-    except _Hedged:
+    except Hedged:
         return text, (Words(_as_words(text), _squeezed(text)),)
 
 
@@ -1207,7 +1154,7 @@ def mark(gold: str, prediction: str, context: Mapping[str, Any] | None = None) -
         return Mark(True, "match", said, shown, "the same text")
     try:
         readings = read(stated.text)
-    except _Hedged as hedge:
+    except Hedged as hedge:
         return Mark(False, "no_answer", "", shown, f"{said}: {hedge}")
     question = context.get("question")
     comparison = _Comparison(question if isinstance(question, str) else "")
@@ -1229,7 +1176,7 @@ def readings(text: str) -> tuple[Any, ...]:
     """What a stated answer may mean, without the text itself; nothing if it states none."""
     try:
         return tuple(reading for reading in read(text) if not isinstance(reading, Words))
-    except _Hedged:
+    except Hedged:
         return ()
 
 
@@ -1270,19 +1217,3 @@ def _kind(reading: Any) -> str:
         unit = f" in {reading.unit.text}" if reading.unit else ""
         return f"{'decimal' if formula.decimal_digits(reading.tree) else 'exact'} {what}{unit}"
     return type(reading).__name__.lower()
-
-
-class Explainer:
-    """The strict rule alone, as a grader whose verdict holds both readings and the reason in words."""
-
-    def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
-        """``extracted`` is the gold as read, ``extracted_strict`` the answer, ``reason_strict`` the reason in words."""
-        found = mark(gold, prediction, context)
-        return Verdict(
-            correct=found.correct,
-            correct_strict=found.correct,
-            extracted=found.gold,
-            reason=found.reason,
-            extracted_strict=found.said,
-            reason_strict=found.detail[:MAX_EXTRACTED],
-        )

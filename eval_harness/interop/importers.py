@@ -23,7 +23,7 @@ import xxhash
 from eval_harness import provenance, records
 from eval_harness.benchmarks import Benchmark, get_benchmark
 from eval_harness.errors import UserError, unknown
-from eval_harness.graders.base import Verdict, context_for
+from eval_harness.graders.base import Verdict, classes_of, context_for
 from eval_harness.graders.pool import GradingPool, shared_pool
 from eval_harness.outside import parse_json
 from eval_harness.records import BenchmarkResult, Decoding, Item, RunRecord, Sample
@@ -591,10 +591,13 @@ def _records_of(
     ]
     graded = [(item, i, a) for item, i, a in answers if a.text is not None]
     grader = benchmark.grader
-    context = [
-        (item.gold, a.text, context_for(grader, item.context, question=item.prompt, finish_reason=a.finish_reason))
-        for item, _, a in graded
-    ]
+    classes = classes_of(grader, (item.gold for item in asked))
+
+    def known(item: Item, answer: Answer) -> dict[str, Any]:
+        told = {"question": item.prompt, "finish_reason": answer.finish_reason, "classes": classes}
+        return context_for(grader, item.context, **told)
+
+    context = [(item.gold, a.text, known(item, a)) for item, _, a in graded]
     verdicts = {
         (item.item_id, i): verdict for (item, i, _), verdict in zip(graded, pool.grade(grader, context), strict=True)
     }
