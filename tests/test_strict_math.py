@@ -257,22 +257,28 @@ def test_another_unit_is_a_reason_of_its_own():
 def test_the_rule_is_stored_with_the_grader():
     for name in base.GRADERS:
         identity = base.grader_identity(name)
-        assert identity.get("strict") == (base.STRICT_RULE if name in base.STRICT_MATH else None)
+        assert identity.get("strict") == base.STRICT_RULES.get(name)
+    assert {base.STRICT_RULES[name]["name"] for name in base.STRICT_MATH} == {"strict_math"}
+    assert base.STRICT_RULES["number"] == {"name": "strict_number", "version": 1}
     assert base.rule_names("math_latex_gold") == ("math_latex_gold 1, published", "strict_math 1, strict")
-    assert base.rule_names("number")[1] == "number 1, strict"
+    assert base.rule_names("number")[1] == "strict_number 1, strict"
+    assert base.rule_names("default_extraction")[1] == "default_extraction 1, strict"
 
 
 def test_question_and_end_reach_the_rule_alone():
     known = {"question": "How many?", "finish_reason": None}
     assert base.context_for("math_latex_gold", {"level": 1}, **known) == {"level": 1, "question": "How many?"}
     assert base.context_for("number", {}, **known) == {}
+    assert base.context_for("number", {}, question="?", finish_reason="stop") == {"finish_reason": "stop"}
+    assert base.context_for("default_extraction", {}, question="?", finish_reason="stop") == {}
 
 
 def test_a_run_hands_both_over():
     item = Item(item_id="0", prompt="How many percent?", gold="$20$")
     found = runner._answers("math_latex_gold", item, [("20", "stop")])
     assert found == [("$20$", "20", {"question": "How many percent?", "finish_reason": "stop"})]
-    assert runner._answers("number", item, [("20", "stop")]) == [("$20$", "20")]
+    assert runner._answers("number", item, [("20", "stop")]) == [("$20$", "20", {"finish_reason": "stop"})]
+    assert runner._answers("default_extraction", item, [("20", "stop")]) == [("$20$", "20")]
 
 
 def test_both_rules_mark_an_answer(grading_pool):

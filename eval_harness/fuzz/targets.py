@@ -7,6 +7,7 @@ documents. Parsers run in the caller's own process in real use, so one that take
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import math
@@ -24,7 +25,7 @@ from unittest import mock
 from eval_harness.errors import UserError
 from eval_harness.fuzz import generate
 from eval_harness.fuzz.generate import Draw, Input
-from eval_harness.graders.base import UNFINISHED, Verdict
+from eval_harness.graders.base import UNFINISHED, Mark, Verdict
 
 REASONS = frozenset({"match", "mismatch", "no_answer", "bad_gold", *UNFINISHED})
 STRICT_REASONS = REASONS | {"wrong_unit", "unknown_option", "inverted_box", "out_of_range"}
@@ -80,6 +81,10 @@ def _parsers() -> dict[str, Target]:
         "tags": generate.text_input,
         "read_quantity": generate.text_input,
         "strict_math": generate.text_input,
+        "strict_choice": generate.text_input,
+        "strict_number": generate.text_input,
+        "strict_class_name": generate.text_input,
+        "strict_box": generate.text_input,
         "boxes": generate.text_input,
         "jsonl": generate.file_input(_ROWS, lines=True),
         "annotation": generate.file_input(_ANNOTATIONS, lines=False),
@@ -196,6 +201,48 @@ def _parse_strict_math(text: str) -> Any:
     for reading in strict_math.readings(stated):
         assert strict_math.equal(reading, reading) is not False, f"{reading} differs from itself"
     return stated
+
+
+def _checked_mark(grader: str, gold: str, text: str, context: Mapping[str, Any]) -> Mark:
+    """The strict mark of a text, bare, in a tag and as one that was cut."""
+    mark = importlib.import_module(f"eval_harness.graders.{grader}").mark
+    cut = {**context, "finish_reason": "length"}
+    for said, known in ((f"<answer>{text}</answer>", context), (text, cut), (text, context)):
+        found = mark(gold, said, known)
+        assert found.correct is (found.reason == "match") and found.reason in STRICT_REASONS, found
+        assert len(found.said) <= MAX_EXTRACTED and (found.reason == "no_answer") is (found.said == ""), found
+        assert found.gold and found.detail, "a mark without its reason"
+    return found
+
+
+def _parse_strict_choice(text: str) -> Any:
+    from eval_harness.graders.choice import stated_option
+
+    choices = ["the chair", "2", "left", "red lamp"]
+    marks = [_checked_mark("choice", f"({letter})", text, {"choices": choices}) for letter in "ABCD"]
+    assert sum(mark.correct for mark in marks) <= 1, "two options are right"
+    option, _, other = stated_option(text, tuple(choices))
+    assert (option is None or re.fullmatch("[A-Z]", option)) and not (option and other)
+    return option
+
+
+def _parse_strict_number(text: str) -> Any:
+    marks = [_checked_mark("number", gold, text, {}) for gold in ("7", "8", "-7", "7√{2}cm")]
+    assert sum(mark.correct for mark in marks) <= 1, "two numbers are right"
+    return marks[0].said
+
+
+def _parse_strict_class_name(text: str) -> Any:
+    classes = ["rose", "lenten rose", "737-800", "737-200", "Cessna 172", "american_bulldog"]
+    marks = [_checked_mark("class_name", gold, text, {"classes": classes}) for gold in classes]
+    assert sum(mark.correct for mark in marks) <= 1, "two classes are right"
+    return marks[0].said
+
+
+def _parse_strict_box(text: str) -> Any:
+    mark = _checked_mark("box", "(100,100),(400,400)", text, {})
+    assert 0 <= (mark.score or 0) <= 1
+    return mark.said
 
 
 def _parse_boxes(text: str) -> Any:

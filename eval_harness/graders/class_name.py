@@ -74,7 +74,7 @@ _ADDED = {
     r"e1[79][05]|erj1[34]5|emb120": "embraer",
     r"emb120": "brasilia",
     r"f16.*": "general dynamics lockheed martin fighting falcon",
-    r"fa18": "mcdonnell douglas boeing hornet",
+    r"f/a18": "mcdonnell douglas boeing hornet",
     r"falcon\d+": "dassault",
     r"gulfstream.*": "aerospace",
     r"hawkt1": "bae british aerospace hawker siddeley systems",

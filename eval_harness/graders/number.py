@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -231,10 +231,13 @@ def _candidate(run: list[tuple[str, str]], text: str, end: int) -> _Candidate | 
     return _Candidate(expression, unit, begin, unit.end() if unit else end)
 
 
+_ODD = re.compile(r"\)\s*\^|\*\s*\*")
+
+
 @lru_cache(4096)
 def _value(expression: str) -> float | None:
     """Value of an expression of tokens; None if it has none, or an unusual one (huge, complex, with letters)."""
-    if len(expression) > _MAX_EXPRESSION or expression.count("^") > 1 or re.search(r"\)\s*\^", expression):
+    if len(expression) > _MAX_EXPRESSION or expression.count("^") > 1 or _ODD.search(expression):
         return None
     try:
         return _number(formula.parse(formula.tokens(formula.tidy(expression))))
@@ -262,7 +265,7 @@ _UNCLEAR = re.compile(
 _JOINED = re.compile(r"[\s,$()\\]*(?:\b(?:and|or|to)\b|,)[\s,$()\\]*|\s*[-/|~]\s*", re.IGNORECASE)
 _DENIED = re.compile(rf"{NEGATED}(?:\s+(?:equal to|be|just|the))*[\s$:*(]*$", re.IGNORECASE)
 _EQUALS = re.compile(r"=|≈|\\(?:approx|simeq|sim|doteq|cong)(?![A-Za-z])")
-_REASON = re.compile(r"[\s,;(]*\b(?:since|because|given|which|where|as)\b.*", re.IGNORECASE | re.DOTALL)
+_REASON = re.compile(r"\b(?:since|because|given|which|where|as)\b", re.IGNORECASE)
 
 
 @lru_cache(4096)
@@ -277,10 +280,11 @@ def read_statement(text: str) -> tuple[Quantity | strict_math.Clock | None, str]
     if not rewritten:
         return None, "nothing is stated"
     try:
-        for candidate in dict.fromkeys((rewritten, _REASON.sub("", rewritten))):
+        without_reason = _REASON.split(rewritten, maxsplit=1)[0].rstrip(" \n,;(") or rewritten
+        for candidate in dict.fromkeys((rewritten, without_reason)):
             if len(candidate) <= _MAX_STATEMENT and (found := _whole(candidate)) is not None:
                 return found, ""
-        return _in_words(_REASON.sub("", rewritten) or rewritten), ""
+        return _in_words(without_reason), ""
     except _Refused as refused:
         return None, str(refused)
 
@@ -380,7 +384,7 @@ def _in_words(text: str) -> Quantity | None:
         raise _Refused("no one number is stated")
     candidates = _candidates(text)
     last = next(one for one in reversed(candidates) if _value(one.expression) is not None)
-    if _DENIED.search(text[: last.start]):
+    if _DENIED.search(text[max(0, last.start - 80) : last.start]):
         raise _Refused("the number is denied")
     before = [one for one in candidates if one.end <= last.start]
     if before and _JOINED.fullmatch(text[before[-1].end : last.start]):
@@ -422,17 +426,10 @@ def mark(gold: str, prediction: str, context: Mapping[str, Any] | None = None) -
     if isinstance(wanted, strict_math.Clock) or isinstance(answer, strict_math.Clock):
         right = type(wanted) is type(answer) and strict_math.equal(wanted, answer) is True
         return Mark(right, "match" if right else "mismatch", text, shown_gold, "ratio against ratio")
-    right = wanted.equals(_in_degrees(answer, wanted))
+    right = wanted.equals(answer)
     differs = wanted.unit is not None and answer.unit is not None and wanted.unit != answer.unit
     reason = "match" if right else "wrong_unit" if differs else "mismatch"
     return Mark(right, reason, text, shown_gold, f"{_told(wanted)} against {_told(answer)}")
-
-
-def _in_degrees(answer: Quantity, wanted: Quantity) -> Quantity:
-    """An angle without a unit but with pi is in radians, where the gold is in degrees."""
-    if wanted.unit == "angle" and answer.unit is None and "\\pi" in answer.text and "\\pi" not in wanted.text:
-        return replace(answer, unit="angle", size=180 / math.pi)
-    return answer
 
 
 def _shown(answer: Quantity | strict_math.Clock | None) -> str:

@@ -126,7 +126,7 @@ def said(prediction: str, finish_reason: str | None = None) -> Said:
         tag = text.partition(OPEN)[2].strip()
     if tag is not None:
         return Said(tag, True, "" if tag else "the answer tag is empty")
-    return Said(text, why="" if text.strip() else "there is no text")
+    return Said(text) if text.strip() else Said("", why="there is no text")
 
 
 def _outside_thoughts(text: str) -> tuple[str, bool]:
