@@ -16,7 +16,7 @@ from interop_logs import lm_eval_lines, write_lm_eval, write_problems, write_run
 from eval_harness import records
 from eval_harness.__main__ import main
 from eval_harness.errors import UserError
-from eval_harness.interop import exporters
+from eval_harness.interop import cards, exporters
 from eval_harness.interop.importers import import_logs
 from eval_harness.stats import wilson
 
@@ -215,7 +215,7 @@ def test_a_model_card_that_is_there_keeps_the_rest(run_folder, tmp_path):
     assert "My words." in card.text and "More of my words." in card.text
     assert card.text.count("## Evaluation") == 1 and "| AIME24 | 100.0 |" in card.text and "25.0" not in card.text
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(exporters.SECTION[1], ""), encoding="utf-8")
+    path.write_text(text.replace(cards.SECTION[1], ""), encoding="utf-8")
     with pytest.raises(UserError, match="do not stand there once each"):
         exporters.model_card(better, tmp_path)
     path.write_text("---\n: [\n---\n", encoding="utf-8")

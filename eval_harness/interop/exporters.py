@@ -22,13 +22,13 @@ from typing import Any
 from eval_harness import records
 from eval_harness.benchmarks import Benchmark, get_benchmark
 from eval_harness.errors import UserError
+from eval_harness.interop.cards import Card, read_card
 from eval_harness.records import BenchmarkResult, Item, RunRecord, Sample
 from eval_harness.sources import Generated, Hub
 from eval_harness.stats import wilson
 
 PACKAGE = "gpg-paper-companion"
 EEE_SCHEMA_VERSION = "0.3.0"
-SECTION = ("<!-- eval_harness: begin -->", "<!-- eval_harness: end -->")
 _RULES = {
     "published": "the rule that made the paper's numbers",
     "strict": "what a careful reader would call correct",
@@ -383,8 +383,9 @@ def _instance(
 def model_card(folder: Path, output: Path, *, model_id: str | None = None, source_url: str | None = None) -> Exported:
     """Write an evaluation section and ``model-index`` metadata into the ``README.md`` of a model's repository.
 
-    A card that is there keeps its text and its other metadata; a section written before is replaced. Tiny suites stand
-    in the table, labelled, and not in the metadata; so do scores over a part of the items.
+    A card that is there keeps its text and its other metadata byte for byte (:mod:`eval_harness.interop.cards`); a
+    section written before is replaced. Tiny suites stand in the table, labelled, and not in the metadata; so do scores
+    over a part of the items.
 
     Args:
         folder: a finished run.
@@ -395,7 +396,8 @@ def model_card(folder: Path, output: Path, *, model_id: str | None = None, sourc
     Raises:
         UserError: no finished evaluation, or a card whose metadata or markers cannot be read.
     """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
 
     run, done = _finished(folder), Exported()
     path = Path(output) / "README.md"
@@ -422,27 +424,36 @@ def model_card(folder: Path, output: Path, *, model_id: str | None = None, sourc
                 source_name="GPG paper companion" if source_url else None,
             )
         )
-    if path.exists():
-        try:
-            card = ModelCard.load(path)
-        except Exception as error:  # yaml and validation errors of several libraries
-            problem = next(iter(str(error).splitlines()), "")
-            raise UserError(
-                f"{path}: its metadata cannot be read ({problem}). Mend the block between the ---."
-            ) from None
-        card.text = _with_section(card.text, _section(run), path)
-        ours = {(r.dataset_type, r.metric_name) for r in results}
-        kept = [r for r in card.data.eval_results or [] if (r.dataset_type, r.metric_name) not in ours]
-        results = kept + results
-    else:
-        card = ModelCard(f"---\n{{}}\n---\n\n# {name.split('/')[-1]}\n")
-        card.data = ModelCardData()
-        card.text = _with_section(card.text, _section(run), path)
+    card = read_card(path) if path.exists() else Card("", "", "", f"# {name.split('/')[-1]}\n")
+    card = card.with_section(_section(run), path)
     if results:
-        card.data.model_name = card.data.model_name or name.split("/")[-1]
-        card.data.eval_results = results
-    done.files.append(_write(path, str(card)))
+        (mine,) = eval_results_to_model_index(name.split("/")[-1], results)
+        card = card.with_model_index(_joined(card.data.get("model-index"), mine, path), path)
+    done.files.append(_write(path, card.text()))
     return done
+
+
+def _joined(there: Any, mine: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """A card's ``model-index`` with our results in place of those of the same data set and metric; others stay."""
+    if there is None:
+        return [mine]
+    ours = {_names(result, metric) for result in mine["results"] for metric in result["metrics"]}
+    try:
+        first, *others = there
+        kept = []
+        for result in first.get("results") or []:
+            metrics = [metric for metric in result["metrics"] if _names(result, metric) not in ours]
+            kept += [{**result, "metrics": metrics}] if metrics else []
+        return [{"name": mine["name"], **first, "results": kept + mine["results"]}, *others]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: its metadata cannot be read (model-index is not a list of models with results). Mend it between "
+            "the ---. Nothing was written."
+        ) from None
+
+
+def _names(result: dict[str, Any], metric: dict[str, Any]) -> tuple[str, str | None]:
+    return result["dataset"]["type"], metric.get("name")
 
 
 def _metric_name(benchmark: Benchmark, result: BenchmarkResult) -> str:
@@ -481,16 +492,6 @@ def _section(run: RunRecord) -> str:
         "the same completions; failed samples count as wrong."
     ]
     return "\n".join(["## Evaluation", "", *lines, "", "; ".join(about) + ".", "", *[f"- {note}" for note in notes]])
-
-
-def _with_section(text: str, section: str, path: Path) -> str:
-    begin, end = SECTION
-    block = f"{begin}\n{section}\n{end}"
-    if text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end):
-        return text[: text.index(begin)] + block + text[text.index(end) + len(end) :]
-    if begin in text or end in text:
-        raise UserError(f"{path}: the markers {begin} and {end} do not stand there once each, in order; remove them.")
-    return text.rstrip("\n") + f"\n\n{block}\n"
 
 
 # --- common ------------------------------------------------------------------------------------------------------
