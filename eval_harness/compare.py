@@ -18,6 +18,7 @@ import pandas as pd
 from eval_harness import records, stats
 from eval_harness.benchmarks import all_benchmarks
 from eval_harness.errors import UserError
+from eval_harness.markup import csv_table, markdown_table, markdown_text, one_line, plot_text, safe_name
 from eval_harness.records import Item, RunRecord
 
 MEAN = "mean"
@@ -39,8 +40,8 @@ class Side:
 
     @property
     def name(self) -> str:
-        """Names of its runs."""
-        return ", ".join(run.run_id for run in self.runs)
+        """Names of its runs, as Markdown."""
+        return ", ".join(markdown_text(run.run_id) for run in self.runs)
 
 
 @dataclass
@@ -267,14 +268,18 @@ def _setting_notes(a: Side, b: Side, benchmarks: Sequence[str]) -> list[str]:
         decodings = [run.benchmarks[name].decoding.model_dump(exclude={"samples"}) for run in runs]
         differ = [key for key in decodings[0] if any(d[key] != decodings[0][key] for d in decodings)]
         if differ:
-            values = "; ".join(f"{key} {' / '.join(dict.fromkeys(str(d[key]) for d in decodings))}" for key in differ)
+            values = "; ".join(
+                f"{key} {' / '.join(dict.fromkeys(markdown_text(d[key]) for d in decodings))}" for key in differ
+            )
             notes.append(f"{name}: the runs were decoded differently ({values}): the difference is of that too.")
         versions = {run.benchmarks[name].version for run in runs}
         if len(versions) > 1:
             notes.append(f"{name}: versions {', '.join(map(str, sorted(versions)))} of the benchmark are compared.")
     engines = {(run.engine.get("name"), run.engine.get("dtype")) for run in runs}
     if len(engines) > 1:
-        shown = ", ".join(" ".join(str(part) for part in engine if part) for engine in sorted(engines, key=str))
+        shown = ", ".join(
+            " ".join(markdown_text(part) for part in engine if part) for engine in sorted(engines, key=str)
+        )
         notes.append(f"The runs come from different engines or number formats ({shown}).")
     differ = [key for key in _SETTINGS if len({str(run.settings.get(key)) for run in runs}) > 1]
     if differ:
@@ -325,7 +330,7 @@ def text(comparison: Comparison) -> str:
     return "\n\n".join(
         [
             "\n".join(head),
-            layout(comparison).to_markdown(disable_numparse=True),
+            markdown_table(layout(comparison)),
             "\n".join(f"- {note}" for note in comparison.notes),
         ]
     ).rstrip()
@@ -360,7 +365,7 @@ def figure(comparison: Comparison):
     axis.axvline(0, color="0.3", lw=1)
     axis.set(
         yticks=range(len(rows), 0, -1),
-        yticklabels=[f"{row['title']} (n = {row['num_items']})" for row in rows],
+        yticklabels=[f"{plot_text(row['title'])} (n = {row['num_items']})" for row in rows],
         ylim=(0.4, len(rows) + 0.6),
         xlabel="A − B, percentage points",
     )
@@ -370,7 +375,8 @@ def figure(comparison: Comparison):
     if any(row["seeds"] for row in rows):
         axis.plot([], [], ".", color=GPG_BLUE, ls="", label="single runs")
     drawn.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncol=2, frameon=False, fontsize=9)
-    names = [side.name if len(side.name) < 90 else f"{side.name[:87]}…" for side in (comparison.a, comparison.b)]
+    names = [one_line(", ".join(run.run_id for run in side.runs)) for side in (comparison.a, comparison.b)]
+    names = [plot_text(name if len(name) < 90 else f"{name[:87]}…") for name in names]
     drawn.suptitle(f"A: {names[0]}\nB: {names[1]}", fontsize=9.5, color="0.35")
     sns.despine(ax=axis, left=True)
     return drawn
@@ -385,7 +391,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     records.write_json(out / "comparison.json", _plain(comparison.as_dict()))
     records.write_whole(out / "comparison.md", text(comparison) + "\n")
-    records.write_whole(out / "comparison.csv", pd.json_normalize(comparison.rows).to_csv(index=False))
+    records.write_whole(out / "comparison.csv", csv_table(pd.json_normalize(comparison.rows)))
     drawn = figure(comparison)
     files = save_figure(drawn, out / "comparison")
     plt.close(drawn)
@@ -394,7 +400,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 
 def default_folder(comparison: Comparison) -> Path:
     """``results/comparisons/<A>-vs-<B>``, named for the first run of each side."""
-    a, b = (side.runs[0].run_id.removeprefix("eval-")[:80] for side in (comparison.a, comparison.b))
+    a, b = (safe_name(side.runs[0].run_id.removeprefix("eval-")) for side in (comparison.a, comparison.b))
     return Path("results") / "comparisons" / f"{a}-vs-{b}"
 
 

@@ -27,6 +27,7 @@ from eval_harness.checkpoints import AMC_SETS, Checkpoint, PrintedRow, Settings,
 from eval_harness.engines import EngineError, resolve_engine
 from eval_harness.errors import UserError, unknown
 from eval_harness.identity import data_changes, model_changes
+from eval_harness.markup import csv_cell, markdown_rows, markdown_text
 from eval_harness.models import check_model, is_cached, offline_if_unreachable
 from eval_harness.records import BenchmarkResult, RunRecord
 from eval_harness.runner import Overrides, data_parts, decoding_of, evaluate, parse_samples
@@ -405,9 +406,7 @@ def write_tables(lines: Sequence[Line], jobs: Sequence[Job], folder: Path) -> tu
     markdown = [
         "# Released and cited checkpoints",
         "",
-        _pipes(head),
-        _pipes(["---"] * len(head)),
-        *map(_pipes, rows),
+        markdown_rows([head, *rows]),
         "",
     ]
     markdown += [
@@ -419,19 +418,17 @@ def write_tables(lines: Sequence[Line], jobs: Sequence[Job], folder: Path) -> tu
     for job in jobs:
         entry = job.checkpoint
         revision = entry.revision or f"main ({entry.revision_note})"
-        markdown.append(f"- {job.title}: {entry.believed}. Settings: {job.settings.source}. Revision: {revision}.")
+        markdown.append(
+            f"- {job.title}: {entry.believed}. Settings: {job.settings.source}. Revision: {markdown_text(revision)}."
+        )
     paths = folder / "released.md", folder / "released.csv"
     records.write_whole(paths[0], "\n".join(markdown) + "\n")
     table = io.StringIO()
     writer = csv.DictWriter(table, list(Line.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(line) for line in lines)
+    writer.writerows({name: csv_cell(value) for name, value in asdict(line).items()} for line in lines)
     records.write_whole(paths[1], table.getvalue())
     return paths
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from eval_harness.markup import markdown_text
 from eval_harness.records import RunRecord
 
 _NAMES = {
@@ -72,4 +73,4 @@ def _shown(name: str, value: Any) -> str:
         return {None: "the model's own", "none": "none"}.get(value, "a given one")
     if value is None:
         return "none"
-    return repr(value[:40]) if isinstance(value, str) and name == "system_prompt" else str(value)
+    return markdown_text(repr(value[:40]) if isinstance(value, str) and name == "system_prompt" else value)

@@ -31,6 +31,7 @@ from eval_harness.contamination import (
 from eval_harness.engines import EngineError, resolve_engine
 from eval_harness.engines.shared import SharedEngine
 from eval_harness.errors import UserError
+from eval_harness.markup import markdown_table
 from eval_harness.models import check_model, offline_if_unreachable
 from eval_harness.records import Item
 from eval_harness.released import Job
@@ -540,7 +541,7 @@ def main(args: argparse.Namespace) -> int:
     scale = "tiny" if all(name.startswith("tiny_") for name in found.benchmarks) else "paper"
     stem = f"sensitivity-{found.model}"
     report = sensitivity_report({found.model: found}, scale, stem=stem)
-    print(report.table.to_markdown(disable_numparse=True))
+    print(markdown_table(report.table))
     print(f"\n{report.text}\n\nrecords: {found.folder}")
     folder = default_results().name
     print(f"written to {folder}/tables/{scale}/{stem}.md, .csv, .html and {folder}/figures/{scale}/{stem}.png, .svg")

@@ -27,6 +27,7 @@ from eval_harness.engines import resolve_engine
 from eval_harness.errors import UserError, unknown
 from eval_harness.identity import data_changes, model_changes, model_parts
 from eval_harness.locks import locked
+from eval_harness.markup import markdown_table, markdown_text, one_line, plot_text
 from eval_harness.models import check_model
 from eval_harness.records import RunRecord, TrainingRecord
 from eval_harness.runner import Overrides, data_parts, decoding_of, evaluate, first_items
@@ -420,25 +421,26 @@ def report(curve: Curve, results: Path | None = None) -> tuple[str, dict[str, Pa
     from gpg_repro.plots import checkpoints_figure
 
     frame = scores(curve)
-    heading = f"Checkpoints of {curve.run.name}, %"
+    heading = f"Checkpoints of {one_line(curve.run.name)}, %"
     published, strict = (layout(frame, rule) for rule in RULES)
     differ = not published.equals(strict)
     sections = [(None if not differ else "published rule", published), *([("strict rule", strict)] if differ else [])]
     asked = frame[(frame["rule"] == RULES[0]) & (frame["benchmark"] != MEAN)]
+    engines = ", ".join(sorted(map(markdown_text, set(asked["engine"]))))
     notes = [
         "step 0 is the base; brackets: 95 % intervals over items; every step answers the same items.",
         f"{asked['asked'].sum()} completions asked, {asked['scored'].sum()} scored, {asked['failed'].sum()} failed, "
-        f"{asked['truncated'].sum()} cut at the token limit; engine {', '.join(sorted(set(asked['engine'])))}.",
+        f"{asked['truncated'].sum()} cut at the token limit; engine {engines}.",
         *curve.notes,
     ]
     if curve.scale != "paper":
         notes.append(f"a miniature ({curve.scale}): not comparable with published numbers.")
     results = results or default_results()
     paths = write_report(curve.stem, heading, sections, notes, curve.scale, frame, results)
-    figure = checkpoints_figure(frame[frame["rule"] == RULES[0]], heading)
+    figure = checkpoints_figure(frame[frame["rule"] == RULES[0]], plot_text(heading))
     drawn = style.save_figure(figure, results / "figures" / curve.scale / curve.stem)
     paths |= {path.suffix[1:]: path for path in drawn}
-    text = [heading]
+    text = [markdown_text(heading)]
     for title, table in sections:
-        text += [*([title] if title else []), table.to_markdown(disable_numparse=True)]
+        text += [*([title] if title else []), markdown_table(table)]
     return "\n\n".join([*text, "\n".join(f"- {note}" for note in notes)]), paths

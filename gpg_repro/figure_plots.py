@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from eval_harness.markup import visible
 from eval_harness.style import use_style
-from gpg_repro.viewer.text import visible
 
 # Figure 1 -------------------------------------------------------------------------------------------------------------
 

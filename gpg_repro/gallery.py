@@ -7,13 +7,13 @@ they are not to be had, the card says so. Colours are blue and orange, and every
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
+from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from eval_harness import records
@@ -22,6 +22,7 @@ from eval_harness.errors import UserError
 from eval_harness.images import ImageError, decode
 from eval_harness.records import Item, Sample
 from eval_harness.sources import default_data_root, default_image_root
+from gpg_repro import html
 from gpg_repro.tables.base import SAME_MARK
 
 SIDE = 300
@@ -69,20 +70,19 @@ class Gallery:
     read_images: Mapping[str, Callable[[Item], list[bytes]] | str]
     """Benchmark -> its image reader, or why there is none."""
 
-    def html(self) -> str:
+    def html(self) -> Markup:
         """The gallery as one piece of HTML, pictures inside."""
-        cards = "".join(_card_html(card, self.read_images[card.benchmark]) for card in self.cards)
-        empty = "" if self.cards else "<p>Nothing was measured.</p>"
-        return f"<style>{_STYLE}</style><div class='gallery'>{cards}{empty}</div>"
+        cards = [_card_html(card, self.read_images[card.benchmark]) for card in self.cards]
+        return html.part("gallery", "gallery", style=Markup(_STYLE), cards=cards)
 
     def _repr_html_(self) -> str:
-        return self.html()
+        return str(self.html())
 
     def write(self, path: Path) -> Path:
-        """Write a page that needs nothing beside it."""
-        title = html.escape(f"{self.title}: some answers")
-        page = f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1>{self.html()}\n"
-        records.write_whole(path, page)
+        """Write a page that needs nothing beside it; its policy lets nothing be loaded and no script run."""
+        records.write_whole(
+            path, html.part("gallery", "page", title=f"{self.title}: some answers", gallery=self.html())
+        )
         return path
 
 
@@ -168,78 +168,83 @@ def image_reader(
 # Cards as HTML --------------------------------------------------------------------------------------------------------
 
 
-def _card_html(card: Card, reader: Callable[[Item], list[bytes]] | str) -> str:
-    place = " · ".join(part for part in (get_benchmark(card.benchmark).title, card.item.group) if part)
+def _card_html(card: Card, reader: Callable[[Item], list[bytes]] | str) -> Markup:
     said = {
         "rules": "the two rules disagree",
         "models": "the models differ",
         "wrong": "all wrong",
         "right": "all right",
     }[card.kind]
-    answers = "".join(
-        _answer_html(number, label, sample) for number, (label, sample) in enumerate(card.answers.items(), start=1)
-    )
-    return (
-        f"<div class='card'><div class='picture'>{picture_html(card, reader)}</div><div class='words'>"
-        f"<div class='head'>{html.escape(place)}, item {html.escape(card.item.item_id)}: {said}</div>"
-        f"<b>Question</b><pre>{_clip(card.item.prompt)}</pre><b>Gold</b><pre>{_clip(card.item.gold)}</pre>{answers}"
-        "</div></div>"
+    return html.part(
+        "gallery",
+        "card",
+        picture=picture_html(card, reader),
+        place=" · ".join(part for part in (get_benchmark(card.benchmark).title, card.item.group) if part),
+        item_id=card.item.item_id,
+        said=said,
+        prompt=_clip(card.item.prompt),
+        gold=_clip(card.item.gold),
+        answers=[
+            _answer_html(number, label, sample) for number, (label, sample) in enumerate(card.answers.items(), start=1)
+        ],
     )
 
 
-def _answer_html(number: int, label: str, sample: Sample) -> str:
+def _answer_html(number: int, label: str, sample: Sample) -> Markup:
     if sample.status == "failed":
-        return f"<div><b>{number}. {html.escape(label)}</b><pre>no answer: {_clip(sample.reason)}</pre></div>"
+        completion = f"no answer: {_clip(sample.reason)}"
+        return html.part("gallery", "answer", number=number, label=label, completion=completion, verdicts=(), flags="")
     strict_reason = sample.reason_strict or sample.reason
     strict_read = sample.extracted if sample.extracted_strict is None else sample.extracted_strict
-    flags = f" <span>{html.escape(', '.join(sample.flags))}</span>" if sample.flags else ""
-    return (
-        f"<div><b>{number}. {html.escape(label)}</b><pre>{_clip(sample.completion)}</pre>"
-        + _verdict_html("published", bool(sample.correct), sample.score, sample.reason, sample.extracted)
-        + _verdict_html("strict", bool(sample.correct_strict), sample.score_strict, strict_reason, strict_read)
-        + f"{flags}</div>"
+    return html.part(
+        "gallery",
+        "answer",
+        number=number,
+        label=label,
+        completion=_clip(sample.completion),
+        verdicts=[
+            _verdict("published", bool(sample.correct), sample.score, sample.reason, sample.extracted),
+            _verdict("strict", bool(sample.correct_strict), sample.score_strict, strict_reason, strict_read),
+        ],
+        flags=", ".join(sample.flags),
     )
 
 
-def _verdict_html(rule: str, correct: bool, score: float | None, reason: str, read: str | None) -> str:
+def _verdict(rule: str, correct: bool, score: float | None, reason: str, read: str | None) -> dict[str, str]:
     word = ("right" if correct else "wrong") + ("" if score is None else f", mark {score:.2f}")
     what = "" if read is None else f", read: {read[:80]}"
-    return (
-        f"<span class='verdict' style='background:{RIGHT if correct else WRONG}'>{rule}: {word} "
-        f"({html.escape(reason + what)})</span>"
-    )
+    return {"colour": RIGHT if correct else WRONG, "text": f"{rule}: {word} ({reason}{what})"}
 
 
 def _clip(text: str | None) -> str:
     text = text or ""
-    return html.escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … ({len(text)} characters)")
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … ({len(text)} characters)"
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
-def picture_html(card: Card, reader: Callable[[Item], list[bytes]] | str) -> str:
+def picture_html(card: Card, reader: Callable[[Item], list[bytes]] | str) -> Markup:
     """The card's images with the boxes on them as HTML, or a sentence that says why they are not to be had."""
     if isinstance(reader, str):
-        return f"<div class='none'>image not to be had: {_clip(reader)}</div>"
+        return html.part("gallery", "no_image", why=_clip(reader))
     parts = []
     try:
         for data, name in zip(reader(card.item), card.item.images, strict=True):
             parts.append(_image_html(picture(decode(data, name), card)))
     except ImageError as error:
-        parts.append(f"<div class='none'>image not to be had: {_clip(str(error))}</div>")
-    if gold_box(card) is None:
-        return "".join(parts)
-    drawn = [f"{number}, {_box_colour(number)}: {label}" for number, label, _ in predicted_boxes(card)]
-    return "".join(parts) + f"<div>{html.escape('; '.join(['black: gold', *drawn]))}</div>"
+        parts.append(html.part("gallery", "no_image", why=_clip(str(error))))
+    boxes = ""
+    if gold_box(card) is not None:
+        drawn = [f"{number}, {_box_colour(number)}: {label}" for number, label, _ in predicted_boxes(card)]
+        boxes = "; ".join(["black: gold", *drawn])
+    return html.part("gallery", "picture", parts=parts, boxes=boxes)
 
 
-def _image_html(image: Image.Image) -> str:
+def _image_html(image: Image.Image) -> Markup:
     stream = io.BytesIO()
     image.save(stream, format="PNG")
-    return (
-        f"<img alt='the item&#39;s image' src='data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}'>"
-    )
+    return html.part("gallery", "image", data=base64.b64encode(stream.getvalue()).decode())
 
 
 def picture(image: Image.Image, card: Card) -> Image.Image:

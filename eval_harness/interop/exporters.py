@@ -23,6 +23,7 @@ from eval_harness import records
 from eval_harness.benchmarks import Benchmark, get_benchmark
 from eval_harness.errors import UserError
 from eval_harness.interop.cards import Card, read_card
+from eval_harness.markup import markdown_code, markdown_rows, markdown_text
 from eval_harness.records import BenchmarkResult, Item, RunRecord, Sample
 from eval_harness.sources import Generated, Hub
 from eval_harness.stats import wilson
@@ -424,7 +425,7 @@ def model_card(folder: Path, output: Path, *, model_id: str | None = None, sourc
                 source_name="GPG paper companion" if source_url else None,
             )
         )
-    card = read_card(path) if path.exists() else Card("", "", "", f"# {name.split('/')[-1]}\n")
+    card = read_card(path) if path.exists() else Card("", "", "", f"# {markdown_text(name.split('/')[-1])}\n")
     card = card.with_section(_section(run), path)
     if results:
         (mine,) = eval_results_to_model_index(name.split("/")[-1], results)
@@ -478,20 +479,29 @@ def _section(run: RunRecord) -> str:
         if result.single and d.samples > 1:
             single = _percent(result.single)
             notes.append(f"{benchmark.title}, first sample alone: {single['mean']} {single['interval']}.")
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows)]
     revision = run.model.get("revision") or (run.model.get("weights") and f"weights {run.model['weights'][:12]}")
     commit = run.environment.get("commit")
     about = [
-        f"Model `{run.model['name']}`" + (f" ({revision})" if revision else ""),
-        f"completions by {_origin(run) or run.engine['name']}",
-        f"measured with {PACKAGE} {_version()}" + (f" at {commit[:12]}" if commit else ""),
-        f"finished {run.finished}",
+        f"Model {markdown_code(run.model['name'])}" + (f" ({markdown_text(revision)})" if revision else ""),
+        f"completions by {markdown_text(_origin(run) or run.engine['name'])}",
+        f"measured with {PACKAGE} {_version()}" + (f" at {markdown_text(commit[:12])}" if commit else ""),
+        f"finished {markdown_text(run.finished)}",
     ]
     notes += [
         "The interval is over items, K samples of an item count as one. *Strict* is the stricter reading of "
         "the same completions; failed samples count as wrong."
     ]
-    return "\n".join(["## Evaluation", "", *lines, "", "; ".join(about) + ".", "", *[f"- {note}" for note in notes]])
+    return "\n".join(
+        [
+            "## Evaluation",
+            "",
+            markdown_rows([header, *rows]),
+            "",
+            "; ".join(about) + ".",
+            "",
+            *[f"- {note}" for note in notes],
+        ]
+    )
 
 
 # --- common ------------------------------------------------------------------------------------------------------
@@ -508,7 +518,7 @@ def _finished(folder: Path) -> RunRecord:
 
 def _model_id(run: RunRecord, given: str | None) -> str:
     model_id = given or run.model["name"]
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model_id):  # which is a path too, and must not lead upwards
         raise UserError(
             f"the model of this run is called {model_id!r}; Every Eval Ever files results by hub id. Give --model-id "
             "OWNER/NAME."
@@ -580,7 +590,12 @@ def _as_strings(values: dict[str, Any]) -> dict[str, str]:
 
 
 def _epoch(time: str) -> int:
-    return int(datetime.fromisoformat(time).timestamp())
+    try:
+        return int(datetime.fromisoformat(time).timestamp())
+    except (ValueError, OverflowError, OSError):
+        raise UserError(
+            f"the run was finished at {time!r}, which is no time in ISO 8601; its record was edited."
+        ) from None
 
 
 def _version() -> str:

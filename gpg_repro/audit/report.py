@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from eval_harness import records
+from eval_harness.markup import csv_table
 from gpg_repro.audit import plots
 from gpg_repro.audit.facts import Facts, read_facts
 from gpg_repro.audit.frames import checked, find, findings_frame, power, rounding_styles, scores_frame, sets_frame
@@ -210,7 +212,7 @@ class Audit:
             ("scores", scores_frame(self.rows, self.facts)),
         ):
             paths[name] = paths["csv"].with_name(f"{STEM}_{name}.csv")
-            frame.to_csv(paths[name], index=False)
+            records.write_whole(paths[name], csv_table(frame))
         return paths
 
     def _with_interval(self) -> list[Reading]:

@@ -89,14 +89,15 @@ def build_site(
     executed = execute(sources, work, scale=scale, seeds=seeds, jobs=jobs, root=root, report=tell)
     found = page.find_records(scale, None if seeds == 0 else default_results() / "runs", REFERENCE)
     about = page.NotebookContext(scale, seeds, {entry.run.run_id for entry in found}, _machine_paths(root, work))
+    parts = page.Parts()
     for entry, source in zip(executed, sources, strict=True):
-        page.write_notebook(entry, source, pages, extra, about)
+        page.write_notebook(entry, source, pages, extra, about, parts)
     docs = page.write_docs(root, pages)
-    page.write_runs(found, pages, scale)
+    page.write_runs(found, pages, scale, parts)
     titles = {source.stem: page.notebook_title(source) for source in sources}
     by_name = {entry.name: entry for entry in executed}
-    page.write_front(by_name, titles, docs, found, pages, extra, scale=scale, made=_made(root))
-    warnings = _sphinx(pages, extra, out, work / "doctrees", jobs, _machine_paths(root, work))
+    page.write_front(by_name, titles, docs, found, pages, extra, parts, scale=scale, made=_made(root))
+    warnings = run_sphinx(pages, extra, parts, out, work / "doctrees", jobs, _machine_paths(root, work))
     if leaks := list(machine_paths(out, _machine_paths(root, work))):
         raise UserError("pages of the report hold paths of this machine:\n" + "\n".join(f"- {leak}" for leak in leaks))
     return Site(out, executed, warnings, time.monotonic() - began)
@@ -118,8 +119,19 @@ def _check_out(out: Path) -> None:
         raise UserError(f"{out} is not empty and holds no site; name another folder with --out.")
 
 
-def _sphinx(pages: Path, extra: Path, out: Path, doctrees: Path, jobs: int, paths: dict[str, str]) -> list[str]:
-    """Run Sphinx; returns its warnings."""
+def run_sphinx(
+    pages: Path, extra: Path, parts: page.Parts, out: Path, doctrees: Path, jobs: int, paths: dict[str, str]
+) -> list[str]:
+    """Run Sphinx; returns its warnings.
+
+    Args:
+        pages: folder of sources.
+        extra: folder of files that are copied as they are.
+        parts: the markup that sources refer to.
+        out, doctrees: folders that are made anew.
+        jobs: pages at a time.
+        paths: in warnings, machine path -> what stands for it.
+    """
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
@@ -127,7 +139,7 @@ def _sphinx(pages: Path, extra: Path, out: Path, doctrees: Path, jobs: int, path
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(doctrees, ignore_errors=True)
     status, warning = io.StringIO(), io.StringIO()
-    overrides = {"html_extra_path": [str(extra)], "html_title": "GPG paper companion"}
+    overrides = {"html_extra_path": [str(extra)], "html_title": "GPG paper companion", "gpg_parts": parts.markup}
     with patch_docutils(str(_THEME)), docutils_namespace():
         app = Sphinx(
             pages, _THEME, out, doctrees, "html", confoverrides=overrides, status=status, warning=warning, parallel=jobs

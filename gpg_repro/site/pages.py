@@ -5,17 +5,20 @@ The sources mirror the checkout (``notebooks/``, ``docs/``, ``README.md``), so l
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import unescape
 from pathlib import Path
 from urllib.parse import quote
 
+from markupsafe import Markup, escape
+
 from eval_harness import records
 from eval_harness.records import RunRecord, TrainingRecord
+from gpg_repro import html
 from gpg_repro.site.execute import Executed
 from gpg_repro.tables.numbers import code_of
 from gpg_repro.tables.runs import REFERENCE
@@ -30,6 +33,8 @@ GROUPS = {
 _ORDER = ("The paper, checked", "Tables", "Figures", "Learn by hand")
 _THUMB_WIDTH = 560
 _SHOWN_FILES = (".csv", ".md", ".png", ".svg")
+_SHOWN_OUTPUTS = ("text/plain", "text/html", "text/markdown", "text/latex", "image/png", "image/jpeg", "image/svg+xml")
+"""Kinds of output that show something and run nothing."""
 _ROOT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _STATES = {
@@ -60,6 +65,21 @@ def find_records(scale: str, made_here: Path | None, reference: Path = REFERENCE
     return found
 
 
+@dataclass
+class Parts:
+    """Markup that templates made for pages. A page refers to it by name (:mod:`gpg_repro.site.outside`), so that no
+    text that stands in a page is taken for markup."""
+
+    markup: dict[str, str] = field(default_factory=dict)
+    """By name."""
+
+    def add(self, markup: Markup) -> str:
+        """Keep a part; returns what stands for it in Markdown."""
+        name = f"part{len(self.markup)}"
+        self.markup[name] = str(markup)
+        return f"```{{part}} {name}\n```"
+
+
 def notebook_title(path: Path) -> str:
     """The first heading of a notebook."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -78,7 +98,9 @@ def notebook_title(path: Path) -> str:
 # --- Notebooks -------------------------------------------------------------------------------------------------------
 
 
-def write_notebook(entry: Executed, source: Path, pages: Path, extra: Path, about: NotebookContext) -> None:
+def write_notebook(
+    entry: Executed, source: Path, pages: Path, extra: Path, about: NotebookContext, parts: Parts
+) -> None:
     """Write a notebook's page: code folded, machine paths out, run ids linked, a line on where it comes from on top."""
     import nbformat
 
@@ -107,7 +129,7 @@ def write_notebook(entry: Executed, source: Path, pages: Path, extra: Path, abou
         )
         cells.append(kept)
     files = _copy_files(entry, extra / "files" / entry.name)
-    cells[:1] = _with_banner(cells[0].source if cells else f"# {title}", _banner(entry, files, about))
+    cells[:1] = _with_banner(cells[0].source if cells else f"# {title}", parts.add(_banner(entry, files, about)))
     metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
@@ -143,6 +165,8 @@ def _clean(output, about: NotebookContext):
     import nbformat
 
     data = json.loads(about.scrub(json.dumps(output, ensure_ascii=False)))
+    if "data" in data:
+        data["data"] = {kind: content for kind, content in data["data"].items() if kind in _SHOWN_OUTPUTS}
     if "text/html" in data.get("data", {}):
         markup = data["data"]["text/html"]
         data["data"]["text/html"] = link_runs("".join(markup), about.run_ids)
@@ -153,8 +177,10 @@ def link_runs(markup: str, run_ids: Collection[str]) -> str:
     """Turn table cells that hold nothing but the id of a known run into links to the page of runs."""
 
     def linked(match: re.Match) -> str:
-        text = html.unescape(match[2])
-        return f'{match[1]}<a href="../runs.html#{quote(text)}">{match[2]}</a></td>' if text in run_ids else match[0]
+        text = unescape(match[2])
+        if text not in run_ids:
+            return match[0]
+        return f'{match[1]}<a href="../runs.html#{quote(text)}">{escape(text)}</a></td>'
 
     return re.sub(r"(<td[^>]*>)([^<>]+)</td>", linked, markup)
 
@@ -176,29 +202,27 @@ def _copy_files(entry: Executed, target: Path) -> list[Path]:
     return [target / path.name for path in found]
 
 
-def _banner(entry: Executed, files: Sequence[Path], about: NotebookContext) -> str:
-    parts = []
-    if entry.state in _STATES:
-        detail = "" if entry.state == "not run" else f" <code>{html.escape(about.scrub(entry.message))}</code>"
-        kind = entry.state.replace(" ", "-")
-        parts.append(f'<p class="state {kind}"><strong>{_STATES[entry.state]}</strong>{detail}</p>')
-    shown = f'<span class="badge">{scale_badge(about.scale)}</span>'
+def _banner(entry: Executed, files: Sequence[Path], about: NotebookContext) -> Markup:
+    origin = ""
     if entry.state != "not run":
-        shown += (
+        origin = (
             " Shown from committed records; nothing was trained." if about.seeds == 0 else f" SEEDS = {about.seeds}."
         )
-    parts.append(f"<p>{shown}</p>")
-    links = {
-        path: f'<a href="../files/{quote(entry.name)}/{quote(path.name)}"'
-        f"{'' if path.suffix == '.html' else ' download'}>{html.escape(path.name)}</a>"
+    links = [
+        {"href": f"../files/{quote(entry.name)}/{quote(path.name)}", "name": path.name, "own": path.suffix == ".html"}
         for path in files
-    }
-    if own := [link for path, link in links.items() if path.suffix == ".html"]:
-        parts.append(f"<p>To explore, as a page of its own: {' · '.join(own)}</p>")
-    if data := [link for path, link in links.items() if path.suffix != ".html"]:
-        heading = f"<summary>Data and pictures to download ({len(data)})</summary>"
-        parts.append(f"<details>{heading}<p>{' · '.join(data)}</p></details>")
-    return f'<div class="about">{"".join(parts)}</div>'
+    ]
+    return html.part(
+        "site",
+        "banner",
+        kind=entry.state.replace(" ", "-"),
+        state=_STATES.get(entry.state, ""),
+        detail="" if entry.state == "not run" else about.scrub(entry.message),
+        badge=scale_badge(about.scale),
+        origin=origin,
+        own=[link for link in links if link["own"]],
+        data=[link for link in links if not link["own"]],
+    )
 
 
 def scale_badge(scale: str) -> str:
@@ -213,7 +237,7 @@ def _with_banner(source: str, banner: str) -> list:
     lines = source.splitlines()
     place = next((k for k, line in enumerate(lines) if line.startswith("# ")), -1)
     head, rest = "\n".join(lines[: place + 1]), "\n".join(lines[place + 1 :]).strip()
-    parts = [head, f"```{{raw}} html\n{banner}\n```", rest]
+    parts = [head, banner, rest]
     return [nbformat.v4.new_markdown_cell(part) for part in parts if part]
 
 
@@ -242,7 +266,7 @@ def write_docs(root: Path, pages: Path) -> list[str]:
 # --- Runs ------------------------------------------------------------------------------------------------------------
 
 
-def write_runs(found: Sequence[Record], pages: Path, scale: str) -> None:
+def write_runs(found: Sequence[Record], pages: Path, scale: str, parts: Parts) -> None:
     """The page of every record: what was run on what, how much of it was asked, scored and failed, with what."""
     versions: dict[str, str] = {}
     evaluations = [entry for entry in found if entry.run.kind == "evaluation"]
@@ -258,11 +282,11 @@ def write_runs(found: Sequence[Record], pages: Path, scale: str) -> None:
         "hovered, focused or tapped. A score is the mean of a run’s benchmarks with its 95 % interval over items; a "
         "sample that failed counts as wrong. Code is the commit that made the record, + where files were changed.",
         f"## Evaluations ({len(evaluations)})",
-        _raw(_table("evaluations", _EVALUATION, lines[0])),
+        parts.add(_table("evaluations", _EVALUATION, lines[0])),
         f"## Trainings ({len(trainings)})",
-        _raw(_table("trainings", _TRAINING, lines[1])),
+        parts.add(_table("trainings", _TRAINING, lines[1])),
         "## Versions",
-        _raw(_table("versions", ("set", "versions"), sets)),
+        parts.add(_table("versions", ("set", "versions"), sets)),
     ]
     (pages / "runs.md").write_text("\n\n".join(body) + "\n", encoding="utf-8")
 
@@ -312,28 +336,24 @@ def _origin(entry: Record, versions: dict[str, str]) -> list[str]:
     return [code_of(entry.run), f"set {name}", (entry.run.finished or "not finished")[:16], entry.shown]
 
 
-def _table(name: str, headings: Sequence[str], lines: Sequence[tuple[str, str, list[str]]]) -> str:
+def _table(name: str, headings: Sequence[str], lines: Sequence[tuple[str, str, list[str]]]) -> Markup:
     """A table whose lines can be linked to: (label, anchor, cells); of lines with one anchor the first has it."""
-    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)
-    body, used = [], set()
+    rows, used = [], set()
     for label, anchor, cells in lines:
-        place = "" if anchor in used else f' id="{html.escape(anchor)}"'
+        rows.append(
+            {
+                "label": label,
+                "anchor": None if anchor in used else anchor,
+                "cells": [{"text": cell, "set": _set_of(cell)} for cell in cells],
+            }
+        )
         used.add(anchor)
-        own = "".join(f"<td>{_version_link(html.escape(cell))}</td>" for cell in cells)
-        body.append(f'<tr{place}><th scope="row">{html.escape(label)}</th>{own}</tr>')
-    return (
-        f'<div class="table-box"><table class="dataframe" id="{name}-table"><thead><tr>{head}</tr></thead>\n<tbody>'
-        + "\n".join(body)
-        + "</tbody></table></div>"
-    )
+    return html.part("site", "runs", name=name, headings=headings, rows=rows)
 
 
-def _version_link(cell: str) -> str:
-    return f'<a href="#versions-{cell[4:]}">{cell}</a>' if re.fullmatch(r"set \d+", cell) else cell
-
-
-def _raw(markup: str) -> str:
-    return f"```{{raw}} html\n{markup}\n```"
+def _set_of(cell: str) -> str | None:
+    """The set of versions that a cell names."""
+    return cell[4:] if re.fullmatch(r"set \d+", cell) else None
 
 
 # --- Front page ------------------------------------------------------------------------------------------------------
@@ -346,6 +366,7 @@ def write_front(
     found: Sequence[Record],
     pages: Path,
     extra: Path,
+    parts: Parts,
     *,
     scale: str,
     made: str,
@@ -368,8 +389,8 @@ def write_front(
         )
     for heading in _ORDER:
         if groups[heading]:
-            cards = "\n".join(_card(executed[name], titles[name], extra) for name in groups[heading])
-            body += [f"## {heading}", _raw(f'<div class="cards">\n{cards}\n</div>')]
+            cards = [_card(executed[name], titles[name], extra) for name in groups[heading]]
+            body += [f"## {heading}", parts.add(html.part("site", "cards", cards=cards))]
     body += ["## How to read it", _READING, f"*{made}*"]
     body += [_toctree(heading, [f"notebooks/{n}" for n in groups[heading]]) for heading in _ORDER if groups[heading]]
     body += [_toctree("Records", ["runs"]), _toctree("Documentation", docs)]
@@ -420,18 +441,17 @@ def _doc_link(title: str, name: str) -> str:
     return f"[{title}](notebooks/{name}.ipynb)"
 
 
-def _card(entry: Executed, title: str, extra: Path) -> str:
+def _card(entry: Executed, title: str, extra: Path) -> dict[str, str | None]:
     name, _, rest = title.partition(" · ")
     thumb = write_thumbnail(entry, extra)
-    picture = (
-        f'<img src="thumbs/{quote(thumb.name)}" alt="" loading="lazy">' if thumb else '<span class="blank"></span>'
-    )
-    state = {"no records": "no records yet", "failed": "failed", "not run": "not run here"}.get(entry.state)
-    note = f'<span class="card-state {entry.state.replace(" ", "-")}">{state}</span>' if state else ""
-    return (
-        f'<a class="card" href="notebooks/{quote(entry.name)}.html">{picture}'
-        f"<strong>{html.escape(name)}</strong><span>{html.escape(rest)}</span>{note}</a>"
-    )
+    return {
+        "href": f"notebooks/{quote(entry.name)}.html",
+        "thumb": None if thumb is None else f"thumbs/{quote(thumb.name)}",
+        "name": name,
+        "rest": rest,
+        "state": entry.state.replace(" ", "-"),
+        "note": {"no records": "no records yet", "failed": "failed", "not run": "not run here"}.get(entry.state),
+    }
 
 
 def write_thumbnail(entry: Executed, extra: Path) -> Path | None:

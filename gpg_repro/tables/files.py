@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from eval_harness import records, style
+from eval_harness.markup import csv_table, markdown_table, markdown_text
+from gpg_repro import html
 from gpg_repro.paths import results as default_results
 from gpg_repro.tables.shown import to_html
 
 Section = tuple[str | None, pd.DataFrame]
 """Heading (None: no heading of its own) and a frame laid out for reading."""
-_STYLE = (
-    "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin-bottom:1.5em}"
-    "td,th{padding:.35em .7em;border-bottom:1px solid #ddd;text-align:right}"
-)
 
 
 def write_report(
@@ -42,23 +40,15 @@ def write_report(
     folder = (results or default_results()) / kind / scale
     folder.mkdir(parents=True, exist_ok=True)
     paths = {suffix: folder / f"{stem}.{suffix}" for suffix in ("md", "csv", "html")}
-    markdown, page = [f"# {heading}"], [f"<h1>{html.escape(heading)}</h1>"]
+    markdown = [f"# {markdown_text(heading)}"]
     for title, frame in sections:
-        if title:
-            markdown.append(f"## {title}")
-            page.append(f"<h2>{html.escape(title)}</h2>")
-        markdown.append(_flat_columns(frame).to_markdown(disable_numparse=True))
-        page.append(to_html(frame))
-    markdown.append("\n".join(f"- {note}" for note in notes))
-    page.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
+        markdown += [f"## {markdown_text(title)}"] if title else []
+        markdown.append(markdown_table(_flat_columns(frame)))
+    markdown.append("\n".join(f"- {' '.join(note.split())}" for note in notes))
+    tables = [(title, Markup(to_html(frame))) for title, frame in sections]
     records.write_whole(paths["md"], "\n\n".join(markdown) + "\n")
-    records.write_whole(
-        paths["html"],
-        f"<!doctype html><meta charset='utf-8'><title>{html.escape(heading)}</title><style>{_STYLE}</style>"
-        + "".join(page)
-        + "\n",
-    )
-    records.write_whole(paths["csv"], long.to_csv(index=False))
+    records.write_whole(paths["html"], html.part("table", "page", heading=heading, sections=tables, notes=notes))
+    records.write_whole(paths["csv"], csv_table(long))
     return paths
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from eval_harness import records
+from eval_harness.markup import markdown_text
 from eval_harness.records import RunRecord
 from eval_harness.settings import in_words, unequal_settings
 from gpg_repro.tables.base import BASE, Column, RowRuns, Table
@@ -62,7 +63,7 @@ def engine_note(runs: Iterable[RowRuns]) -> list[str]:
     engines = {entry.row.key: {run.engine["name"] for part in entry.runs for run in _records(part)} for entry in runs}
     if len(set().union(*engines.values())) < 2:
         return []
-    named = "; ".join(f"{key}: {', '.join(sorted(names))}" for key, names in engines.items())
+    named = "; ".join(f"{key}: {', '.join(map(markdown_text, sorted(names)))}" for key, names in engines.items())
     return [
         f"Rows were computed by different engines ({named}). Greedy answers agree up to rounding; sampled ones are "
         "other draws for the same seed."

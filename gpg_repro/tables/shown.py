@@ -6,11 +6,14 @@ rather than by its text.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import pandas as pd
+
+from eval_harness.markup import one_line
+from gpg_repro import html
 
 MISSING = "–"
 
@@ -88,17 +91,14 @@ def to_html(frame: pd.DataFrame) -> str:
     head, body = [], []
     for level in range(frame.columns.nlevels):
         last = level == frame.columns.nlevels - 1
-        names = [name or "" for name in frame.index.names] if last else [""] * frame.index.nlevels
-        headings = "".join(_heading(text, width, last) for text, width in _spans(frame.columns, level, last))
-        head.append("<tr>" + "".join(_heading(str(name), 1, last) for name in names) + headings + "</tr>")
+        names = [str(name or "") for name in frame.index.names] if last else [""] * frame.index.nlevels
+        spans = [*((name, 1) for name in names), *_spans(frame.columns, level, last)]
+        head.append([{"text": text, "width": width, "last": last} for text, width in spans])
     for row, (label, values) in enumerate(zip(frame.index, frame.itertuples(index=False, name=None), strict=True)):
-        labels = label if isinstance(label, tuple) else (label,)
-        stub = "".join(f'<th scope="row">{html.escape(str(text))}</th>' for text in labels)
-        own = "".join(_td(value, cells.get((row, column))) for column, value in enumerate(values))
-        body.append(f"<tr>{stub}{own}</tr>")
-    return (
-        '<table class="dataframe"><thead>' + "".join(head) + "</thead>\n<tbody>" + "\n".join(body) + "</tbody></table>"
-    )
+        labels = [str(text) for text in (label if isinstance(label, tuple) else (label,))]
+        own = [_td(value, cells.get((row, column))) for column, value in enumerate(values)]
+        body.append({"labels": labels, "cells": own})
+    return str(html.part("table", "frame", head=head, body=body))
 
 
 def _spans(columns: pd.Index, level: int, last: bool) -> list[tuple[str, int]]:
@@ -115,23 +115,16 @@ def _spans(columns: pd.Index, level: int, last: bool) -> list[tuple[str, int]]:
     return spans
 
 
-def _heading(text: str, width: int, last: bool) -> str:
-    span = f' colspan="{width}"' if width > 1 else ""
-    scope = "col" if last else "colgroup"
-    return f'<th scope="{scope}"{span}>{html.escape(text)}</th>' if text or last else f"<td{span}></td>"
-
-
-def _td(value: object, cell: Cell | None) -> str:
-    attributes = ""
-    if cell is not None:
-        if cell.value is not None:
-            attributes += f' data-sort="{cell.value:.10g}"'
-        if cell.details:
-            lines = "\n".join(f"{name}: {text}" for name, text in cell.details)
-            attributes += f' title="{html.escape(lines)}"'
-        if cell.runs:
-            attributes += f' data-runs="{html.escape(" ".join(cell.runs))}"'
-    return f"<td{attributes}>{html.escape(_text(value) if cell is None else cell.text)}</td>"
+def _td(value: object, cell: Cell | None) -> dict[str, str | None]:
+    """Text and attributes of a cell; a run's id is one word, as ``data-runs`` is split at spaces."""
+    if cell is None:
+        return {"text": _text(value)}
+    return {
+        "text": cell.text,
+        "sort": None if cell.value is None else f"{cell.value:.10g}",
+        "title": "\n".join(f"{one_line(name)}: {one_line(text)}" for name, text in cell.details),
+        "runs": " ".join(quote(run, safe="") for run in cell.runs),
+    }
 
 
 def _text(value: object) -> str:

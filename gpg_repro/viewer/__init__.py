@@ -10,9 +10,10 @@ Completions are text that nobody has checked: they are shown as text, never as m
 seen are named.
 """
 
+from eval_harness.markup import visible
 from gpg_repro.viewer.collect import Pair, RuleMark, Side, SideBySide, cells, find_evaluation, marks_of, side_by_side
 from gpg_repro.viewer.page import Limits, Page, build_page, pair_html, write_page
-from gpg_repro.viewer.text import clip, visible
+from gpg_repro.viewer.text import clip
 from gpg_repro.viewer.widget import viewer
 
 __all__ = [

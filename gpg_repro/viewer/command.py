@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 from eval_harness.errors import UserError
+from eval_harness.markup import safe_name
 from gpg_repro.paths import results
 from gpg_repro.viewer.collect import Pair, SideBySide, cells, side_by_side, title_of
 from gpg_repro.viewer.page import Limits, counts_text, write_page
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     names = None if args.benchmark is None else [name.strip() for name in args.benchmark.split(",") if name.strip()]
     both = side_by_side(args.first, args.second, names, labels=labels)
     chosen = None if args.item is None else find_item(both, args.item)
-    out = args.out or results() / "figures" / "view" / f"{_file(both.labels[0])}--{_file(both.labels[1])}.html"
+    out = args.out or results() / "figures" / "view" / f"{'--'.join(map(safe_name, both.labels))}.html"
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file.")
     limits = Limits() if args.items is None else Limits(items=args.items)
@@ -51,7 +51,3 @@ def find_item(both: SideBySide, item_id: str) -> Pair:
         titles = ", ".join(map(title_of, both.benchmarks))
         raise UserError(f"no item {item_id!r} that both runs answered in {titles}.")
     return both.pair(having[0] if having else both.benchmarks[0], item_id)
-
-
-def _file(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")[:80] or "run"

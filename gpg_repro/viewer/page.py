@@ -1,29 +1,31 @@
 """Two runs as HTML: one item for a notebook, or all of them as one page that needs nothing beside it.
 
-Every item is written out as HTML here and escaped here; the page's script only shows and hides. A page without scripts
-shows all items, one below another. Its policy lets nothing be loaded and no other script run.
+Every item is written out as HTML by templates, which escape; the page's script only shows and hides. A page without
+scripts shows all items, one below another. Its policy lets nothing be loaded and no other script run.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 
 from eval_harness import records
 from eval_harness.errors import UserError
+from eval_harness.markup import visible
 from eval_harness.records import Item, Sample
 from eval_harness.sources import default_data_root, default_image_root
+from gpg_repro import html
 from gpg_repro.gallery import Card, image_reader, picture_html
 from gpg_repro.tables.base import RULES
 from gpg_repro.viewer.collect import Pair, Side, SideBySide, cells, marks_of, title_of
-from gpg_repro.viewer.text import clip, visible
+from gpg_repro.viewer.text import clip
 
 Reader = Callable[[Item], list[bytes]] | str
 """Reads an item's images, or says why they are not to be had."""
@@ -69,8 +71,8 @@ def _file(name: str) -> str:
 
 
 def shown(text: str | None, limits: Limits) -> str:
-    """Unchecked text as HTML text."""
-    return html.escape(visible(clip(text or "", limits.characters)))
+    """Unchecked text, not too long; the templates make it visible and escape it."""
+    return clip(text or "", limits.characters)
 
 
 # One item -------------------------------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ def pair_html(
     reader: Reader | None = None,
     limits: Limits | None = None,
     only: int | None = None,
-) -> str:
+) -> Markup:
     """One item as HTML.
 
     Args:
@@ -91,20 +93,20 @@ def pair_html(
         only: number of the only sample that is shown; None: all up to the limit.
     """
     limits = limits or Limits()
-    prompt = [] if pair.other_prompt is None else [
-        f"<div class='told'>Asked with different prompts. That of {shown(labels[1], limits)}:"
-        f"<pre>{shown(pair.other_prompt, limits)}</pre></div>"
-    ]  # fmt: skip
     numbers = _sample_numbers(pair)[: limits.samples] if only is None else [only]
     place = " · ".join(part for part in (title_of(pair.benchmark), pair.item.group) if part)
-    return (
-        f"<h2>{shown(place, limits)}, item {shown(pair.item.item_id, limits)}</h2>"
-        f"<p class='soft'>{_said(pair, labels, limits)}</p>"
-        f"<div class='question'>{_image(pair, labels, reader)}<div class='words'><h4>Question</h4>"
-        f"<pre dir='auto'>{shown(pair.item.prompt, limits)}</pre><h4>Gold</h4>"
-        f"<pre dir='auto'>{shown(pair.item.gold, limits)}</pre></div></div>"
-        + "".join(prompt)
-        + "".join(_answers_html(pair, labels, number, limits) for number in numbers)
+    return html.part(
+        "viewer",
+        "pair",
+        place=shown(place, limits),
+        item_id=shown(pair.item.item_id, limits),
+        said=shown(said(pair, labels), limits),
+        image=_image(pair, labels, reader),
+        prompt=shown(pair.item.prompt, limits),
+        gold=shown(pair.item.gold, limits),
+        other_prompt=None if pair.other_prompt is None else shown(pair.other_prompt, limits),
+        other_label=shown(labels[1], limits),
+        answers=[_answers_html(pair, labels, number, limits) for number in numbers],
     )
 
 
@@ -122,50 +124,39 @@ def said(pair: Pair, labels: tuple[str, str]) -> str:
     return who + (" (the rules disagree)" if pair.rules_part else "")
 
 
-def _said(pair: Pair, labels: tuple[str, str], limits: Limits) -> str:
-    return shown(said(pair, labels), limits)
-
-
 def _sample_numbers(pair: Pair) -> list[int]:
     return sorted({sample.sample for samples in pair.answers for sample in samples})
 
 
-def _image(pair: Pair, labels: tuple[str, str], reader: Reader | None) -> str:
+def _image(pair: Pair, labels: tuple[str, str], reader: Reader | None) -> Markup | str:
     if not pair.item.images:
         return ""
-    if reader is None:
-        return "<div class='none'>image not drawn here</div>"
     answers = {visible(label): samples[0] for label, samples in zip(labels, pair.answers, strict=True)}
-    return f"<div class='picture'>{picture_html(Card(pair.benchmark, pair.item, answers), reader)}</div>"
+    drawn = None if reader is None else picture_html(Card(pair.benchmark, pair.item, answers), reader)
+    return html.part("viewer", "picture", drawn=drawn)
 
 
-def _answers_html(pair: Pair, labels: tuple[str, str], number: int, limits: Limits) -> str:
+def _answers_html(pair: Pair, labels: tuple[str, str], number: int, limits: Limits) -> Markup:
     columns = [
         _answer_html(label, next((s for s in samples if s.sample == number), None), limits)
         for label, samples in zip(labels, pair.answers, strict=True)
     ]
-    return f"<div class='answers' data-sample='{number}' data-label='sample {number}'>{''.join(columns)}</div>"
+    return html.part("viewer", "answers", number=number, columns=columns)
 
 
-def _answer_html(label: str, sample: Sample | None, limits: Limits) -> str:
-    heading = f"<h3>{shown(label, limits)}</h3>"
+def _answer_html(label: str, sample: Sample | None, limits: Limits) -> Markup:
     if sample is None:
-        return f"<section class='answer absent'>{heading}<p class='soft'>no such sample</p></section>"
+        return html.part("viewer", "absent", label=shown(label, limits))
     marks = marks_of(sample)
-    side = "right" if marks[0].correct else "wrong"
-    verdicts = "".join(
-        f"<span class='verdict {'right' if mark.correct else 'wrong'}'>{mark.rule}: {mark.word}</span>"
-        for mark in marks
-    )
-    if sample.status == "failed":
-        return (
-            f"<section class='answer {side}'>{heading}{verdicts}<p>No completion: "
-            f"{shown(sample.reason, limits)}. It counts as wrong.</p></section>"
-        )
-    lines = [(name, f"<dt>{name}</dt><dd>{shown(value, limits)}</dd>") for name, value in facts(sample)]
-    return (
-        f"<section class='answer {side}'>{heading}{verdicts}<dl>{''.join(line for _, line in lines)}</dl>"
-        f"<h4>Completion</h4><pre dir='auto'>{shown(sample.completion, limits)}</pre></section>"
+    return html.part(
+        "viewer",
+        "answer",
+        label=shown(label, limits),
+        right=marks[0].correct,
+        marks=marks,
+        failure=shown(sample.reason, limits) if sample.status == "failed" else None,
+        facts=[(name, shown(value, limits)) for name, value in facts(sample)],
+        completion=shown(sample.completion, limits),
     )
 
 
@@ -242,20 +233,21 @@ def build_page(
         articles[id(pair)] = article
     left_out = _left_out(both, articles, pictures, limits)
     heading = title or f"{both.labels[0]} beside {both.labels[1]}"
-    body = _body(both, heading, "".join(articles[id(p)] for p in both.pairs if id(p) in articles), left_out, limits)
     style, script = page_style(), _file("page.js")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    page = (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<meta name='color-scheme' content='light dark'><title>{shown(heading, limits)}</title>"
-        f"<style>{style}</style></head>\n<body class='viewer'>\n{body}\n<script>{script}</script></body></html>\n"
+    page = html.part(
+        "viewer",
+        "page",
+        policy=policy,
+        title=shown(heading, limits),
+        style=Markup(style),
+        body=_body(both, heading, [articles[id(p)] for p in both.pairs if id(p) in articles], left_out, limits),
+        script=Markup(script),
     )
-    return Page(page, len(articles), tuple(left_out))
+    return Page(str(page), len(articles), tuple(left_out))
 
 
 def write_page(both: SideBySide, path: Path, **options) -> Page:
@@ -276,7 +268,7 @@ def _by_interest(both: SideBySide, chosen: Pair | None) -> list[Pair]:
     return sorted(both.pairs, key=rank)
 
 
-def _article(pair: Pair, both: SideBySide, reader: Reader | None, limits: Limits, is_chosen: bool) -> str:
+def _article(pair: Pair, both: SideBySide, reader: Reader | None, limits: Limits, is_chosen: bool) -> Markup:
     short = {"both": "both right", "first": "first only", "second": "second only", "neither": "both wrong"}
     data = {
         "benchmark": pair.benchmark,
@@ -287,8 +279,7 @@ def _article(pair: Pair, both: SideBySide, reader: Reader | None, limits: Limits
         "chosen": str(int(is_chosen)),
         "label": f"{title_of(pair.benchmark)} {pair.item.item_id}: {short[pair.cell()]}",
     }
-    attributes = " ".join(f"data-{name}='{html.escape(visible(value))}'" for name, value in data.items())
-    return f"<article class='pair' {attributes}>{pair_html(pair, both.labels, reader, limits)}</article>\n"
+    return html.part("viewer", "article", data=data, body=pair_html(pair, both.labels, reader, limits))
 
 
 def _left_out(both: SideBySide, articles: Mapping, pictures: int, limits: Limits) -> list[str]:
@@ -315,26 +306,22 @@ def _left_out(both: SideBySide, articles: Mapping, pictures: int, limits: Limits
     return notes
 
 
-def _body(both: SideBySide, heading: str, articles: str, left_out: list[str], limits: Limits) -> str:
-    notes = "".join(f"<li>{shown(note, limits)}</li>" for note in (*both.notes, *left_out))
+def _body(
+    both: SideBySide, heading: str, articles: Sequence[Markup], left_out: Sequence[str], limits: Limits
+) -> Markup:
     frames = [cells(both.pairs, rule) for rule in RULES]
-    tables = f"<p>Published rule:</p><div class='scroll'>{cells_html(frames[0], both.labels)}</div>"
-    tables += (
-        "<p>The strict rule gives the same counts.</p>"
-        if frames[0].equals(frames[1])
-        else f"<p>Strict rule:</p><div class='scroll'>{cells_html(frames[1], both.labels)}</div>"
-    )
-    return (
-        f"<h1>{shown(heading, limits)}</h1>"
-        f"<p>{shown(counts_text(frames[0].iloc[-1], both.labels), limits)}</p>"
-        f"<details><summary>Counts by benchmark and rule</summary>{tables}"
-        "<p class='soft'>By the first completion of each item. p: exact two-sided sign test that the two one-sided "
-        "counts are equally likely.</p></details>"
-        f"<details><summary>The two runs</summary><div class='scroll'>{_runs_html(both, limits)}</div></details>"
-        + (f"<div class='told'><ul>{notes}</ul></div>" if notes else "")
-        + _controls_html(both, limits)
-        + "<p id='nothing' hidden>No item fits these filters.</p>\n<noscript><p>Without scripts all items stand below."
-        f"</p></noscript>\n<main>{articles}</main>"
+    same = frames[0].equals(frames[1])
+    return html.part(
+        "viewer",
+        "body",
+        heading=shown(heading, limits),
+        counts=shown(counts_text(frames[0].iloc[-1], both.labels), limits),
+        published=cells_html(frames[0], both.labels),
+        strict=None if same else cells_html(frames[1], both.labels),
+        runs=_runs_html(both, limits),
+        notes=[shown(note, limits) for note in (*both.notes, *left_out)],
+        controls=_controls_html(both, limits),
+        articles=articles,
     )
 
 
@@ -347,16 +334,14 @@ def counts_text(line: pd.Series, labels: tuple[str, str]) -> str:
     )
 
 
-def cells_html(frame: pd.DataFrame, labels: tuple[str, str]) -> str:
+def cells_html(frame: pd.DataFrame, labels: tuple[str, str]) -> Markup:
     """:func:`gpg_repro.viewer.cells` as an HTML table."""
-    head = ("benchmark", "both right", f"only {labels[0]}", f"only {labels[1]}", "both wrong", "items", "p")
-    lines = "".join(
-        f"<tr><td>{html.escape(visible(line.title))}</td><td>{line.both}</td><td>{line.first}</td>"
-        f"<td>{line.second}</td><td>{line.neither}</td><td>{line.num_items}</td><td>{line.p_value:.2g}</td></tr>"
+    heads = ("benchmark", "both right", f"only {labels[0]}", f"only {labels[1]}", "both wrong", "items", "p")
+    lines = [
+        (line.title, line.both, line.first, line.second, line.neither, line.num_items, f"{line.p_value:.2g}")
         for line in frame.itertuples()
-    )
-    heads = "".join(f"<th>{html.escape(visible(name))}</th>" for name in head)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+    ]
+    return html.part("viewer", "table", heads=heads, lines=lines)
 
 
 def side_facts(side: Side) -> dict[str, str]:
@@ -374,14 +359,11 @@ def side_facts(side: Side) -> dict[str, str]:
     }
 
 
-def _runs_html(both: SideBySide, limits: Limits) -> str:
+def _runs_html(both: SideBySide, limits: Limits) -> Markup:
     columns = [side_facts(side) for side in both.sides]
-    heads = "".join(f"<th>{shown(label, limits)}</th>" for label in both.labels)
-    lines = "".join(
-        f"<tr><td>{name}</td>" + "".join(f"<td>{shown(facts[name], limits)}</td>" for facts in columns) + "</tr>"
-        for name in columns[0]
-    )
-    return f"<table class='runs'><thead><tr><th></th>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+    heads = ["", *(shown(label, limits) for label in both.labels)]
+    lines = [(name, *(shown(facts[name], limits) for facts in columns)) for name in columns[0]]
+    return html.part("viewer", "table", heads=heads, lines=lines, kind="runs")
 
 
 def filters(both: SideBySide) -> list[tuple[str, str]]:
@@ -399,20 +381,7 @@ def filters(both: SideBySide) -> list[tuple[str, str]]:
     return choices + ([("prompts", "different prompts")] if any(p.other_prompt is not None for p in both.pairs) else [])
 
 
-def _controls_html(both: SideBySide, limits: Limits) -> str:
-    names = "".join(
-        f"<option value='{html.escape(visible(name))}'>{shown(title_of(name), limits)}</option>"
-        for name in both.benchmarks
-    )
-    shows = "".join(f"<option value='{value}'>{shown(words, limits)}</option>" for value, words in filters(both))
-    return (
-        "<form id='controls' class='controls' hidden autocomplete='off'>"
-        f"<label>Benchmark<select id='benchmark'><option value=''>all</option>{names}</select></label>"
-        f"<label>Show<select id='show'>{shows}</select></label>"
-        "<label class='wide'>Search<input id='search' type='search' placeholder='words, a number'></label>"
-        "<label class='wide'>Item<select id='item'></select></label>"
-        "<label>Sample<select id='sample'></select></label>"
-        "<button id='previous' type='button' aria-label='previous item'>←</button>"
-        "<button id='next' type='button' aria-label='next item'>→</button>"
-        "<span id='position' class='soft' aria-live='polite'></span></form>"
-    )
+def _controls_html(both: SideBySide, limits: Limits) -> Markup:
+    benchmarks = [(name, shown(title_of(name), limits)) for name in both.benchmarks]
+    shows = [(value, shown(words, limits)) for value, words in filters(both)]
+    return html.part("viewer", "controls", benchmarks=benchmarks, shows=shows)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from gpg_repro import html
 from gpg_repro.viewer.collect import Pair, SideBySide, side_by_side, title_of
 from gpg_repro.viewer.page import Limits, filters, image_readers, page_style, pair_html
 
@@ -76,7 +79,7 @@ def viewer(
         numbers = sorted({sample.sample for samples in pair.answers for sample in samples})
         offer(controls["sample"], [(str(number), number) for number in numbers])
         body = pair_html(pair, both.labels, readers.get(pair.benchmark), _LIMITS, only=controls["sample"].value)
-        card.value = f"<style>{page_style()}</style><div class='viewer'><div class='pair'>{body}</div></div>"
+        card.value = html.part("viewer", "card", style=Markup(page_style()), body=body)
 
     for name in ("benchmark", "show", "search"):
         controls[name].observe(choose, names="value")

@@ -1,7 +1,7 @@
 """Sphinx's settings for the site. The builder passes what differs between builds (title, commit) as overrides."""
 
 project = "GPG paper companion"
-extensions = ["myst_nb", "gpg_repro.site.mathml"]
+extensions = ["myst_nb", "gpg_repro.site.mathml", "gpg_repro.site.outside"]
 html_theme = "furo"
 html_static_path = ["static"]
 html_favicon = "static/favicon.svg"

@@ -160,7 +160,7 @@
       const colon = line.indexOf(": ");
       add(line.slice(0, colon), line.slice(colon + 2));
     }
-    const runs = (cell.dataset.runs ?? "").split(" ").filter(Boolean);
+    const runs = (cell.dataset.runs ?? "").split(" ").filter(Boolean).map(decodeURIComponent);
     if (runs.length) {
       const target = add("runs", "");
       const root = document.documentElement.dataset.content_root ?? "./";
