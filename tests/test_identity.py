@@ -339,11 +339,13 @@ def test_a_record_knows_its_model_and_its_items(world):
 
 def test_readers_leave_out_what_is_known_to_be_of_another_checkpoint(world, monkeypatch):
     run = records.read_run(world.run(world.out))
-    long_after = run.model_copy(update={"created": "2099-01-01T00:00:00+00:00"})
+    long_after, long_before = (
+        run.model_copy(update={"created": f"{year}-01-01T00:00:00+00:00"}) for year in (2099, 2000)
+    )
     read = []
     monkeypatch.setattr(identity, "check_model", lambda path: read.append(path) or check_model(path))
     assert identity.changed_since(long_after, world.model) == [] and read == []  # untouched weights are not read
-    assert identity.changed_since(run, world.model) == [] and read == [str(world.model)]
+    assert identity.changed_since(long_before, world.model) == [] and read == [str(world.model)]
     assert identity.changed_since(run, world.model / "gone") == []
     _text("chat_template.jinja", "other")(world)
     assert identity.changed_since(long_after, world.model) == ["chat template"] and len(read) == 1

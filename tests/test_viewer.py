@@ -374,9 +374,7 @@ def test_the_command(six, tmp_path, capsys, monkeypatch):
     assert main(["view", first, second, "--item", "3", "--labels", "G P/G,GRPO"]) == 0
     out = capsys.readouterr().out
     assert "MATH-500: Of 6 items both are right on 1, only G P/G on 3, only GRPO on 1, neither on 1" in out
-    written = (
-        tmp_path / "results" / "figures" / "view" / "G-P-G~897f14b81c--GRPO~892f45a707.html"
-    )  # printf GRPO | sha256sum
+    written = tmp_path / "results" / "figures" / "view" / "G-P-G~897f14b81c--GRPO~892f45a707.html"
     assert f"page: {written} (6 items)" in out
     (chosen,) = [a for a in _Tags(written.read_text(encoding="utf-8")).of("article") if a["data-chosen"] == "1"]
     assert chosen["data-item"] == "3"
