@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eval_harness import contamination, released
 from eval_harness.errors import UserError, disk_told
 from eval_harness.interop import commands as interop
+from eval_harness.markup import shown_streams
 
 if TYPE_CHECKING:
     from eval_harness.graders import Verdict
@@ -123,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@shown_streams()
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 means that the user can mend what went wrong, 1 that a check failed or the engine died."""
     args = _parser().parse_args(argv)

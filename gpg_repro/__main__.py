@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from eval_harness.errors import UserError, disk_told
+from eval_harness.markup import shown_streams
 
 _SIGPIPE = 141
 """What a shell reports for a command whose reader went away."""
@@ -131,6 +132,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--json", action="store_true", help="print JSON instead")
 
 
+@shown_streams()
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 means that the user can mend what went wrong."""
     args = _parser().parse_args(argv)
