@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from eval_harness import contamination, released
 from eval_harness.errors import UserError, disk_told
 from eval_harness.interop import commands as interop
-from eval_harness.outside import check_arguments, printable
+from eval_harness.markup import shown_streams
+from eval_harness.outside import check_arguments
 from eval_harness.private import hide_secrets
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@shown_streams()
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 means that the user can mend what went wrong, 1 that a check failed or the engine died."""
     args = _parser().parse_args(argv)
@@ -137,10 +139,10 @@ def main(argv: list[str] | None = None) -> int:
         with disk_told(Path.cwd(), verb="read or write"):
             return {**ours, **interop.COMMANDS}[args.command](args)
     except UserError as error:
-        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
+        print(f"error: {hide_secrets(str(error))}", file=sys.stderr)
         return 2
     except EngineError as error:
-        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
+        print(f"error: {hide_secrets(str(error))}", file=sys.stderr)
         print("Finished records were kept; the same command resumes the run.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -18,12 +18,19 @@ from typing import Any
 
 import xxhash
 
-from eval_harness.errors import UserError
-from eval_harness.models import CONVERT, NO_CODE
+from eval_harness.errors import UserError, clipped
+from eval_harness.models import CONVERT, NO_CODE, check_files, read_checkpoint_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PROMPT_LEARNING = ("PROMPT", "P_TUNING", "PREFIX", "CPT", "CARTRIDGE", "ADAPTION_PROMPT")
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_KINDS = (
+    ("base_model_name_or_path", str, "a folder or a hub id"),
+    ("revision", str, "a revision"),
+    ("r", int, "a number"),
+    ("rank_pattern", dict, "an object"),
+)
+"""Keys that are read here, what they must be, and its name."""
 _NOT_CONTENT = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
 """Keys of the configuration that do not say what the adapter computes."""
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -212,22 +219,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: damaged, or another kind of adapter.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / CONFIG} cannot be read ({error}); copy or train the adapter again.") from None
-    kind = config.get("peft_type") if isinstance(config, dict) else None
+    check_files(folder, (CONFIG, WEIGHTS))
+    config = read_checkpoint_json(folder / CONFIG)
+    kind = config.get("peft_type")
     if kind != "LORA":
         learned = str(kind).startswith(_PROMPT_LEARNING)
         why = (
             "a learned prompt, which takes positions of the context and has no weights to add" if learned else "no LoRA"
         )
         raise UserError(
-            f"adapter {folder} has peft_type {kind!r}: {why}. Only LORA is evaluated; where peft can merge it "
+            f"adapter {folder} has peft_type {clipped(kind)}: {why}. Only LORA is evaluated; where peft can merge it "
             "(merge_and_unload), evaluate the merged folder."
         )
     if config.get("task_type") not in (None, "CAUSAL_LM"):
-        raise UserError(f"adapter {folder} is made for task_type {config['task_type']}; CAUSAL_LM was expected.")
+        raise UserError(
+            f"adapter {folder} is made for task_type {clipped(config['task_type'])}; CAUSAL_LM was expected."
+        )
+    for name, types, what in _KINDS:
+        if config.get(name) is not None and not isinstance(config[name], types):
+            raise UserError(f"{folder / CONFIG}: {name} is {clipped(config[name])}, expected {what}; train it again.")
+    if any(not isinstance(rank, int) for rank in (config.get("rank_pattern") or {}).values()):
+        raise UserError(f"{folder / CONFIG}: a rank in rank_pattern is no number; train it again.")
     return config
 
 

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from eval_harness.errors import UserError, unknown
+from eval_harness.inputs import read_yaml_mapping
 
 REGISTRY = Path(__file__).with_name("checkpoints.yaml")
 AMC_SETS = {40: "amc23", 83: "amc_83"}
@@ -160,13 +160,12 @@ def get_checkpoint(name: str) -> Checkpoint:
 @cache
 def _registry(path: Path) -> tuple[dict[str, Checkpoint], dict[str, str]]:
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = read_yaml_mapping(path, "registry", " with a list `checkpoints`")
         entries, templates = raw["checkpoints"], raw.get("templates") or {}
-    except OSError as error:
-        raise UserError(f"registry {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        problem = str(error).replace("\n", " ")
-        raise UserError(f"registry {path} is not YAML with a list `checkpoints` ({problem}).") from None
+    except KeyError as error:
+        raise UserError(f"registry {path} is not YAML with a list `checkpoints` ({error}).") from None
+    if not isinstance(entries, list) or not isinstance(templates, dict):
+        raise UserError(f"registry {path}: `checkpoints` must be a list and `templates` a mapping.")
     found: dict[str, Checkpoint] = {}
     for number, entry in enumerate(entries, start=1):
         name = entry.get("id", "without id") if isinstance(entry, dict) else "no mapping"

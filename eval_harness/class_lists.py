@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eval_harness.benchmarks import get_benchmark
 from eval_harness.errors import UserError
+from eval_harness.markup import shown_streams
 from eval_harness.outside import parse_json
 
 Row = tuple[str, int, str]
@@ -104,6 +105,7 @@ def build(name: str, root: Path) -> list[dict]:
     return [{"image": image, "label": label, "class_name": class_name} for image, label, class_name in rows]
 
 
+@shown_streams()
 def main(argv: list[str] | None = None) -> int:
     """Build one list; 2 means that the user can mend what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m eval_harness.class_lists", description=__doc__.split("\n")[0])

@@ -15,6 +15,12 @@ class UserError(ValueError):
     """What was wrong, what was expected and what to do, in one message. The commands print it without a traceback."""
 
 
+def clipped(value: object, longest: int = 60) -> str:
+    """A value of outside as an error may quote it: in one line, and not too long."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a list, with the nearest one that is."""
     known, text = sorted(known), str(name)

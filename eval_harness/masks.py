@@ -28,6 +28,7 @@ from eval_harness.errors import UserError
 from eval_harness.graders.box import SCALE, first_box, strict_box, target_polygons
 from eval_harness.images import ImageError, decode
 from eval_harness.locks import locked
+from eval_harness.markup import shown_streams
 from eval_harness.models import NO_CODE, ONLY_WEIGHTS
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Item, RunRecord, Sample
@@ -311,6 +312,7 @@ def with_estimates(result: BenchmarkResult, items: Sequence[Item], marks: Sequen
     )
 
 
+@shown_streams()
 def main(argv: list[str] | None = None) -> int:
     """Score the masks of a run; 2 means that the user can mend what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m eval_harness.masks", description=__doc__.split("\n")[0])

@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import sys
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from eval_harness.errors import UserError
+from eval_harness.errors import UserError, clipped
+from eval_harness.inputs import open_regular, read_json_object
 
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
 """Any of these sets of files is a tokenizer."""
@@ -47,6 +50,16 @@ NO_CODE = {"trust_remote_code": False}
 standard input. There is no switch; a checkpoint that needs code of its own is refused (:func:`check_model`)."""
 ONLY_WEIGHTS = {**NO_CODE, "use_safetensors": True}
 """The same for weights: pickles (``pytorch_model.bin``) are not opened, and there is no switch for that either."""
+_DAMAGED = "The checkpoint is damaged or was edited: copy or download it again"
+_OBJECTS = {
+    **dict.fromkeys(("config.json", "generation_config.json", "adapter_config.json"), 16 << 20),
+    **dict.fromkeys(("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"), 16 << 20),
+    **dict.fromkeys(("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"), 16 << 20),
+    **dict.fromkeys(("chat_template.json", "model.safetensors.index.json"), 64 << 20),
+    **dict.fromkeys(("tokenizer.json", "vocab.json"), 256 << 20),
+}
+"""JSON files that loading reads, each of which holds an object -> the most bytes it may have."""
+_READ_BY_LOADING = (*_OBJECTS, "merges.txt", "tokenizer.model", "chat_template.jinja", "*.safetensors")
 CONVERT = "convert a copy (docs/reliability.md, Trust, has the commands)"
 
 
@@ -77,6 +90,7 @@ def check_model(model: str, revision: str | None = None) -> dict[str, Any]:
         raise UserError(f"model {model!r} is neither an existing folder nor a hub id of the form owner/name.")
     config_path = fetch(model, "config.json", revision)
     config, snapshot = _read_config(config_path), config_path.parent
+    check_files(snapshot)
     missing = _missing_files(snapshot)
     if missing:
         _check_download(model, revision, snapshot, missing)
@@ -209,10 +223,14 @@ def _missing_files(folder: Path) -> list[str]:
     missing = []
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = set(_read_json(index).get("weight_map", {}).values())
-        outside = sorted(str(name) for name in shards if Path(str(name)).name != name)
+        named = _field(index, read_checkpoint_json(index), "weight_map", dict, "an object of names of files") or {}
+        strange = [name for name in named.values() if not isinstance(name, str)]
+        if strange:
+            raise UserError(f"{index}: weight_map names {clipped(strange[0])} for a file. {_DAMAGED}.")
+        shards = set(named.values())
+        outside = sorted(name for name in shards if Path(name).name != name or "\0" in name)
         if outside:
-            raise UserError(f"{index} names weights outside of its folder ({outside[0]}); they are not read.")
+            raise UserError(f"{index} names weights outside of its folder ({clipped(outside[0])}); they are not read.")
         missing += sorted(name for name in shards if not (folder / name).exists())
     elif not any(path.exists() for path in folder.glob("*.safetensors")):
         missing.append("model.safetensors")
@@ -266,6 +284,7 @@ def _check_folder(path: Path) -> dict[str, Any]:
             f"model {path} holds no config.json; a checkpoint folder of transformers was expected."
             + (adapter if (path / "adapter_config.json").exists() else "")
         )
+    check_files(path)
     config = _read_config(path / "config.json")
     files = sorted(path.glob("*.safetensors"))
     if not files:
@@ -316,7 +335,7 @@ def _of_tokenizer_config(folder: Path, part: str) -> dict[str, bytes]:
     path = folder / "tokenizer_config.json"
     if part not in ("tokenizer", "chat template") or not path.exists():
         return {}
-    config = _read_json(path)
+    config = dict(read_checkpoint_json(path))
     template = config.pop("chat_template", None)
     if part == "chat template":
         return {path.name: b"" if template is None else json.dumps(template).encode()}
@@ -348,20 +367,62 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
         return True
     path = folder / "tokenizer_config.json"
-    return path.exists() and bool(_read_json(path).get("chat_template"))
+    return path.exists() and bool(read_checkpoint_json(path).get("chat_template"))
 
 
-def _read_json(path: Path) -> dict:
+def read_checkpoint_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint, which holds an object.
+
+    Raises:
+        UserError: it is gone, no regular file, too large, or holds something else.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); the checkpoint is damaged.") from None
+        return read_json_object(path, _OBJECTS[path.name], _DAMAGED)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there, or a link to nothing. {_DAMAGED}.") from None
 
 
-def _read_config(path: Path) -> dict:
-    config = _read_json(path)
-    if "model_type" not in config:
+def _field(path: Path, holder: Mapping[str, Any], name: str, kind: type | types.UnionType, what: str) -> Any:
+    """A field of a checkpoint's JSON file; None where it is missing or null.
+
+    Raises:
+        UserError: it is of another type than ``kind``, which is called ``what``.
+    """
+    value = holder.get(name)
+    if value is None or (isinstance(value, kind) and not (isinstance(value, bool) and kind is int)):
+        return value
+    raise UserError(f"{path}: {name} is {clipped(value)}, expected {what}. {_DAMAGED}.")
+
+
+def check_files(folder: Path, names: Sequence[str] = _READ_BY_LOADING) -> None:
+    """Whether all that loading would open in a folder are regular files, and the JSON files among them objects.
+
+    Files that are not there are none of its business.
+
+    Args:
+        names: the files, ``*`` for any part of a name.
+
+    Raises:
+        UserError: the first that is something else.
+    """
+    for path in (path for name in names for path in sorted(folder.glob(name))):
+        try:
+            if path.name in _OBJECTS:
+                read_json_object(path, _OBJECTS[path.name], _DAMAGED)
+            else:
+                with open_regular(path, _DAMAGED):
+                    pass
+        except FileNotFoundError:  # a link of the hub's cache to what is not fetched yet
+            continue
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_checkpoint_json(path)
+    if _field(path, config, "model_type", str, "a name") is None:
         raise UserError(f"{path} names no model_type; it is not a transformers checkpoint.")
+    for name in ("text_config", "vision_config"):
+        _field(path, config, name, dict, "an object")
+    _field(path, config.get("text_config") or config, "max_position_embeddings", int, "a number of tokens")
     if "auto_map" in config:
         _refuse_code(path, config["model_type"])
     return config

@@ -13,14 +13,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval_harness.errors import UserError
+from eval_harness.markup import shown
 
 MAX_DEPTH = 64
 """Lists and objects inside each other; no file or reply that is read here needs more than ten."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
 """Control characters, terminal escapes among them, and what reorders or hides text."""
-_ESCAPES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _PLAIN = (int, float, bool, type(None))
+
+
+class TooDeep(ValueError):
+    """More lists and objects inside each other than are read."""
+
+    def __init__(self) -> None:
+        super().__init__("lists or objects are nested too deeply")
 
 
 def clean(text: str) -> str:
@@ -32,40 +39,35 @@ def cleaned(value: Any, depth: int = MAX_DEPTH) -> Any:
     """The same for every text of a JSON value, keys included.
 
     Raises:
-        ValueError: more than ``depth`` lists and objects inside each other.
+        TooDeep: more than ``depth`` lists and objects inside each other.
     """
     if isinstance(value, str):
         return clean(value)
     if not isinstance(value, (dict, list)):
         return value
     if depth == 0:
-        raise ValueError("lists or objects are nested too deeply")
+        raise TooDeep
     if isinstance(value, list):
         return [each if type(each) in _PLAIN else cleaned(each, depth - 1) for each in value]
     return {clean(key): cleaned(each, depth - 1) for key, each in value.items()}
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, depth: int = MAX_DEPTH) -> Any:
     """A JSON value with clean texts.
 
     Raises:
-        ValueError: no JSON, nested deeper than ``MAX_DEPTH``, or a number of thousands of digits.
+        TooDeep: more than ``depth`` lists and objects inside each other.
+        ValueError: no JSON, or a number of thousands of digits.
     """
     try:
-        return cleaned(json.loads(text))
+        return cleaned(json.loads(text), depth)
     except RecursionError:
-        raise ValueError("lists or objects are nested too deeply") from None
+        raise TooDeep from None
 
 
-def one_line(text: str, limit: int = 500) -> str:
-    """Text for a message: clean, white space folded, what cannot be seen as an escape, cut at ``limit`` characters."""
-    folded = " ".join(clean(text).split())[:limit]
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in folded)[:limit]
-
-
-def printable(text: str) -> str:
-    """Text for a terminal, its line breaks kept: what would be an escape is shown as one."""
-    return _ESCAPES.sub(lambda found: ascii(found.group())[1:-1], clean(text))
+def for_message(text: str, limit: int = 500) -> str:
+    """Text for a message: white space folded, what cannot be seen as an escape, cut at ``limit`` characters."""
+    return shown(" ".join(clean(text).split())[:limit])[:limit]
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:

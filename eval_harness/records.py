@@ -17,6 +17,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -30,7 +31,8 @@ import psutil
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from eval_harness.errors import UserError, disk_told, unknown
+from eval_harness.errors import UserError, clipped, disk_told, unknown
+from eval_harness.inputs import open_regular, read_json, read_text
 from eval_harness.outside import clean, cleaned
 
 SCHEMA_VERSION = 5
@@ -46,6 +48,25 @@ INTERVALS_SINCE, AVERAGES_SINCE = 4, 5
 ``eval_harness.stats`` makes now."""
 WITHHELD = ("content_filter", "refusal", "tool_calls")
 """Finish reasons of a server's answers that are counted like flags: graded, but not what the model was asked for."""
+_MAX_RUN_BYTES, _MAX_STEPS_BYTES = 64 << 20, 1 << 30
+_FILE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?")
+"""Names of benchmarks: those of files, and no markup."""
+_OPEN_PARTS: dict[str, dict[str, dict[str, type]]] = {
+    "evaluation": {
+        "environment": {"commit": str, "python": str, "packages": dict},
+        "engine": {"name": str, "version": str, "dtype": str, "tool": str, "images": dict},
+        "model": {"name": str, "revision": str, "weights": str},
+        "settings": {"import": dict},
+        "provenance": {"benchmarks": dict},
+    },
+    "training": {
+        "environment": {"commit": str, "python": str, "packages": dict},
+        "base": {"name": str, "revision": str, "weights": str},
+        "recipe": {"name": str, "method": str, "fidelity": str, "scale": str, "seed": int},
+    },
+}
+"""Parts of records that hold whatever was known, and what of them is read as which type."""
+_KIND_NAMES = {str: "a text", int: "a number", dict: "an object"}
 _TRACKED_PACKAGES = (
     "torch",
     "transformers",
@@ -384,7 +405,7 @@ def iter_lines(path: Path, kind: type[R], *, repair: bool = False, digest: Lines
     """
     if not path.exists():
         return
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if repair:
             good = _end_of_last_line(file)
             if good < file.seek(0, os.SEEK_END):
@@ -434,11 +455,9 @@ def read_run(folder: Path) -> RunRecord | TrainingRecord:
     """
     path = Path(folder) / "run.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, _MAX_RUN_BYTES, "Restore it, or run again into another folder")
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run folder: it has no run.json.") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or beyond what Python reads
-        raise UserError(f"{path} is not valid JSON ({error}); restore it or run again into another folder.") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version not in _READABLE:
         raise UserError(
@@ -449,9 +468,28 @@ def read_run(folder: Path) -> RunRecord | TrainingRecord:
     if kind is None:
         raise UserError(f"{path} has kind {raw.get('kind')!r}; expected 'evaluation' or 'training'.")
     try:
-        return kind.model_validate(raw)
+        run = kind.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{path} does not fit the schema: {_first_problem(error)}.") from None
+    if problem := _unfit(run):
+        raise UserError(f"{path} does not fit the schema: {problem}. Restore it, or run again into another folder.")
+    return run
+
+
+def _unfit(run: RunRecord | TrainingRecord) -> str | None:
+    """What is wrong in those parts of a record that the schema leaves open, and that are read all the same."""
+    for place, kinds in _OPEN_PARTS[run.kind].items():
+        holder = getattr(run, place)
+        for name, kind in kinds.items():
+            value = holder.get(name)
+            if value is not None and not isinstance(value, kind):
+                return f"{place}.{name} is {clipped(value)}, expected {_KIND_NAMES[kind]}"
+            parts = (value or {}).values() if name in ("import", "benchmarks") else ()
+            if strange := [part for part in parts if not isinstance(part, dict)]:
+                return f"{place}.{name} holds {clipped(strange[0])}, expected an object for each benchmark"
+    if strange := [name for name in getattr(run, "benchmarks", ()) if not _FILE_NAME.fullmatch(name)]:
+        return f"{clipped(strange[0])} is no name of a benchmark, after which files are named"
+    return None
 
 
 def find_runs(*roots: Path) -> Iterator[tuple[Path, RunRecord | TrainingRecord]]:
@@ -670,11 +708,16 @@ def steps_frame(folder: Path):
 
     path = Path(folder) / "steps.jsonl"
     try:
-        frame = pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+        text = read_text(path, _MAX_STEPS_BYTES, "Resume the run to rewrite it")
     except FileNotFoundError:
         raise UserError(f"{folder} has no steps.jsonl; it is not a training run.") from None
-    except json.JSONDecodeError as error:
+    try:
+        lines = [json.loads(line) for line in text.splitlines()]
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); resume the run to rewrite it.") from None
+    if any(not isinstance(line, dict) or not isinstance(line.get("step"), int) for line in lines):
+        raise UserError(f"{path} is damaged (a line is no object with a step); resume the run to rewrite it.")
+    frame = pd.DataFrame(lines)
     run = read_run(folder) if (Path(folder) / "run.json").exists() else None
     if run is not None and run.kind == "training" and run.status == "finished":
         steps = frame["step"].tolist() if len(frame) else []

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from eval_harness.errors import UserError, disk_told
-from eval_harness.outside import check_arguments, printable
+from eval_harness.markup import shown_streams
+from eval_harness.outside import check_arguments
 from eval_harness.private import hide_secrets
 
 _SIGPIPE = 141
@@ -133,6 +134,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--json", action="store_true", help="print JSON instead")
 
 
+@shown_streams()
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 means that the user can mend what went wrong."""
     args = _parser().parse_args(argv)
@@ -155,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"error: {printable(hide_secrets(str(error)))}", file=sys.stderr)
+        print(f"error: {hide_secrets(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from what was kept.", file=sys.stderr)

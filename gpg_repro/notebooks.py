@@ -12,10 +12,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eval_harness import private
 from eval_harness.errors import UserError, disk_told, unknown
+from eval_harness.inputs import parse_yaml
+from eval_harness.markup import shown_streams
 from eval_harness.progress import TEXT_PROGRESS
 from gpg_repro.paths import results
 
@@ -160,6 +160,7 @@ def prepare(
     return written
 
 
+@shown_streams()
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m gpg_repro.notebooks")
@@ -184,7 +185,10 @@ def main(argv: list[str] | None = None) -> int:
             name, separator, value = pair.partition("=")
             if not separator:
                 raise UserError(f"parameter {pair!r}: expected NAME=value.")
-            parameters[name] = yaml.safe_load(value)
+            try:
+                parameters[name] = parse_yaml(value)
+            except ValueError as error:
+                raise UserError(f"parameter {pair!r}: the value is not valid YAML ({error}).") from None
         with disk_told(args.out or results(), verb="read or write"):
             print(f"executed notebook: {run(args.notebook, parameters, args.out)}")
     except UserError as error:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from eval_harness.errors import UserError, unknown
+from eval_harness.inputs import parse_yaml, read_yaml_mapping
 from gpg_repro.datasets import Columns, TrainingSet, all_training_sets, find_training_set
 from gpg_repro.prompts import SYSTEM_PROMPTS
 from gpg_repro.rewards import get_reward
@@ -583,15 +583,7 @@ def _parent_path(path: Path, name: Any) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"recipe file {path} does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe file {path} is not valid YAML: {error}") from None
-    if not isinstance(raw, Mapping):
-        raise UserError(f"recipe file {path}: expected a mapping with the keys {', '.join(_FILE_KEYS)}.")
-    return dict(raw)
+    return read_yaml_mapping(path, "recipe file", f" with the keys {', '.join(_FILE_KEYS)}")
 
 
 def _merge(parent: Any, child: Any) -> Any:
@@ -609,8 +601,8 @@ def _split(override: str) -> tuple[str, Any]:
     if not separator or not key:
         raise UserError(f"override {override!r}: expected key=value, e.g. max_steps=20.")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = parse_yaml(value)
+    except ValueError:
         raise UserError(f"override {override!r}: the value is not valid YAML.") from None
     if isinstance(parsed, str):
         with contextlib.suppress(ValueError):

@@ -133,7 +133,7 @@ def test_a_bad_registry_names_the_entry(tmp_path, change, message):
 
 
 def test_no_registry_at_all(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="none.yaml does not exist"):
         load_checkpoints(tmp_path / "none.yaml")
     (tmp_path / "torn.yaml").write_text("checkpoints: [", encoding="utf-8")
     with pytest.raises(UserError, match="not YAML"):

@@ -503,7 +503,8 @@ def test_a_newer_schema_is_left_alone(model, engine, tmp_path, capsys):
         lambda: marks_of(folder, "tiny_sums"),
         lambda: list(records.find_runs(tmp_path)),
     ):
-        with pytest.raises(UserError, match=f"schema version {records.SCHEMA_VERSION + 1}.*Use the version of the project that wrote it"):
+        said = f"schema version {records.SCHEMA_VERSION + 1}.*Use the version of the project that wrote it"
+        with pytest.raises(UserError, match=said):
             use()
     assert contents(folder) == before and not engine.asked
     _change(folder / "run.json", lambda text: text.replace(newer, f'"schema_version": {records.SCHEMA_VERSION}'))

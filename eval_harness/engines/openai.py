@@ -39,7 +39,7 @@ from eval_harness.engines.base import (
 )
 from eval_harness.errors import UserError, unknown
 from eval_harness.images import encode
-from eval_harness.outside import clean, cleaned, one_line
+from eval_harness.outside import clean, cleaned, for_message
 from eval_harness.private import hide, hide_secrets, remember
 
 ATTEMPTS = 7
@@ -478,7 +478,7 @@ class OpenAIEngine:
     @staticmethod
     def _excerpt(text: str) -> str:
         """The beginning of what a server said, for messages."""
-        return one_line(hide_secrets(text))
+        return for_message(hide_secrets(text))
 
     def _note(self, text: str) -> None:
         with open(self.log, "a", encoding="utf-8") as file:
@@ -522,7 +522,7 @@ def _url(base_url: str | None) -> httpx.URL:
         raise UserError(f"--base-url is no URL ({error}); expected e.g. http://localhost:8000/v1.") from None
     if url.scheme not in ("http", "https") or not url.host or not 0 < (80 if port is None else port) < 1 << 16:
         raise UserError(
-            f"--base-url {one_line(base_url)}: expected http:// or https://, e.g. http://localhost:8000/v1."
+            f"--base-url {for_message(base_url)}: expected http:// or https://, e.g. http://localhost:8000/v1."
         )
     return url.copy_with(path=url.path.rstrip("/") or "/v1")
 

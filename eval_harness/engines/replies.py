@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval_harness.engines.base import Completion
-from eval_harness.outside import one_line, parse_json
+from eval_harness.outside import for_message, parse_json
 from eval_harness.private import hide, hide_keys
 
 MAX_COUNT = 10**9
@@ -86,7 +86,7 @@ async def read_body(chunks: AsyncIterator[bytes], coding: str, most: int) -> tup
     """
     coding = coding.strip().lower()
     if coding not in ("", "identity", *_CODINGS):
-        raise Nonsense(f"content encoding {one_line(coding, 40)!r}, which was not asked for")
+        raise Nonsense(f"content encoding {for_message(coding, 40)!r}, which was not asked for")
     decoder = zlib.decompressobj(32 + zlib.MAX_WBITS) if coding in _CODINGS else None
     data, received = bytearray(), 0
     async for chunk in chunks:
@@ -207,7 +207,7 @@ def read_models(answer: Mapping[str, Any], wanted: str) -> list[Card]:
     for entry in kept:
         context = entry.get("max_model_len")
         if context is not None and entry["id"] == wanted and not _is_whole(context, 2, MAX_CONTEXT):
-            raise Nonsense(f"a context (max_model_len) of {one_line(ascii(context), 40)} tokens")
+            raise Nonsense(f"a context (max_model_len) of {for_message(ascii(context), 40)} tokens")
         owner = entry.get("owned_by")
         owner = name(owner) if isinstance(owner, str) else None
         cards.append(Card(entry["id"], owner, context if _is_whole(context, 2, MAX_CONTEXT) else None))
@@ -216,7 +216,7 @@ def read_models(answer: Mapping[str, Any], wanted: str) -> list[Card]:
 
 def name(text: str) -> str:
     """A name that a server gave something, for records and messages: one line without the key."""
-    return one_line(hide(text[: 50 * _MAX_NAME]), _MAX_NAME)
+    return for_message(hide(text[: 50 * _MAX_NAME]), _MAX_NAME)
 
 
 def _in_order(choices: list[dict], remarks: Counter[str]) -> list[dict]:
@@ -317,7 +317,7 @@ def _end(reason: Any, count: int | None, limit: int, remarks: Counter[str]) -> s
         if word in _KNOWN_ENDS:
             return word
         remarks["unknown finish reason"] += 1
-        return one_line(hide(reason[: 50 * _MAX_NAME]), 40)
+        return for_message(hide(reason[: 50 * _MAX_NAME]), 40)
     if count is not None and count >= limit:
         return "length"
     remarks["no finish reason"] += 1

@@ -15,6 +15,7 @@ from eval_harness.fuzz.driver import Fuzzer, Summary
 from eval_harness.fuzz.targets import Target, all_targets
 from eval_harness.graders import nursery
 from eval_harness.graders.pool import GradingPool
+from eval_harness.markup import shown_streams
 
 _PROGRESS_SECONDS = 15.0
 _PATIENCE = 10.0
@@ -23,6 +24,7 @@ _MINIMISED = 10
 """So many failures are made small; the others are saved as they are."""
 
 
+@shown_streams()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 1 when something failed, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m eval_harness.fuzz", description=__doc__)

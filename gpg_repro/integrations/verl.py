@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from eval_harness.errors import UserError
+from eval_harness.markup import shown_streams
 from gpg_repro.batch import decimal_sum
 from gpg_repro.objective import age_alpha, completion_weights, group_advantages, valid_groups
 
@@ -201,6 +202,7 @@ def _slots(index: Sequence) -> tuple[list[int], int, int]:
     return [group * num_generations + place for group, place in places], num_generations, len(groups)
 
 
+@shown_streams()
 def main(argv: list[str] | None = None) -> int:
     """``python -m gpg_repro.integrations.verl OUT.parquet``: the training rows of GPG-7B for verl."""
     parser = argparse.ArgumentParser(prog="python -m gpg_repro.integrations.verl", description=main.__doc__)

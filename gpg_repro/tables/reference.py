@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eval_harness import records
 from eval_harness.errors import UserError
+from eval_harness.markup import shown_streams
 from eval_harness.models import check_model
 from gpg_repro.paths import results as default_results
 from gpg_repro.recipe import Recipe, load_recipe, recipe_names
@@ -124,6 +125,7 @@ def make(
     return failures
 
 
+@shown_streams()
 def main(argv: list[str] | None = None) -> int:
     """Command line; 1 if a run failed, 2 for a mistake of the caller."""
     parser = argparse.ArgumentParser(prog="python -m gpg_repro.tables.reference", description=__doc__.split(":")[0])
