@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_harness import contamination, released
+from eval_harness import contamination, regrade, released
 from eval_harness.errors import UserError, disk_told
 from eval_harness.interop import commands as interop
 from eval_harness.markup import shown_streams
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", help="grade a stored run again and compare")
     verify.add_argument("run", type=Path)
+    regrade.add_parser(commands)
 
     compare = commands.add_parser("compare", help="paired difference of two stored runs, with interval and p-value")
     compare.add_argument("run_a", help="run folder; several training seeds of one method separated by commas")
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         ours = {"list": _list, "run": _run, "grade": _grade, "verify": _verify, "compare": _compare, "merge": _merge}
+        ours["regrade"] = lambda args: regrade.run(args.runs, dry_run=args.dry_run)
         ours |= {"released": released.run, "contamination": contamination.run}
         check_arguments(vars(args))
         with disk_told(Path.cwd(), verb="read or write"):

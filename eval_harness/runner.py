@@ -957,7 +957,23 @@ def _training_misfits(folder: Path, run: RunRecord) -> list[str]:
     return problems
 
 
-def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool) -> dict[str, Any]:
+class GradedAgain(NamedTuple):
+    """A benchmark of a stored run under the present rules."""
+
+    benchmark: Benchmark
+    items: list[Item]
+    samples: list[Sample]
+    fresh: list[Sample]
+    """The same samples with the marks of today; empty where there are problems."""
+    changed: int
+    """Samples whose marks differ."""
+    problems: list[str]
+    """What of items and samples does not fit the record."""
+
+
+def grade_again(folder: Path, run: RunRecord, name: str, pool: GradingPool) -> GradedAgain:
+    """Items and samples of a stored run's benchmark, held against the record, and its completions graded by today's
+    rules. Nothing is written."""
     result, benchmark = run.benchmarks[name], get_benchmark(name)
     items = records.read_lines(folder / "items" / f"{name}.jsonl", Item)
     samples = records.read_lines(folder / "samples" / f"{name}.jsonl", Sample)
@@ -970,10 +986,18 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
     answers = [answer for item, said in told for answer in _answers(benchmark.grader, item, said, classes)]
     verdicts = pool.grade(benchmark.grader, answers)
     changed = sum(_marks(s) != _marks(v) for s, v in zip(scored, verdicts, strict=True))
+    again = iter(verdicts)
+    fresh = (
+        [] if problems else [s.model_copy(update=asdict(next(again))) if s.status == "scored" else s for s in samples]
+    )
+    return GradedAgain(benchmark, items, samples, fresh, changed, problems)
+
+
+def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool) -> dict[str, Any]:
+    result = run.benchmarks[name]
+    benchmark, items, samples, fresh, changed, problems = grade_again(folder, run, name, pool)
     regraded = None
     if not problems:
-        again = iter(verdicts)
-        fresh = [s.model_copy(update=asdict(next(again))) if s.status == "scored" else s for s in samples]
         found = summarise(benchmark, items, result.decoding, fresh, schema_version=run.schema_version)
         regraded = found.score["mean"] if found.score else None
         names = ("score", "score_strict") + (() if result.single is None else ("single", "single_strict"))
@@ -982,8 +1006,7 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
         problems += [f"group {g} differs" for g in groups if not _same_group(found.groups.get(g), result.groups.get(g))]
         counts = ("num_items", "asked", "scored", "failed")
         problems += [f"{n} is {getattr(found, n)}" for n in counts if getattr(found, n) != getattr(result, n)]
-    digest = records.lines_hash(folder / "samples" / f"{name}.jsonl") if samples else ""
-    if known.get("samples_hash", digest) != digest:
+    if samples and not samples_are_the_records(folder, run, name):
         problems.append("the samples are not those of the record (samples_hash)")
     return {
         "stored": result.score["mean"] if result.score else None,
@@ -994,6 +1017,13 @@ def _verify_benchmark(folder: Path, run: RunRecord, name: str, pool: GradingPool
         "versions": _other_versions(run, name, benchmark, result),
         "reproduced": changed == 0 and not problems,
     }
+
+
+def samples_are_the_records(folder: Path, run: RunRecord, name: str) -> bool:
+    """Whether a benchmark's samples are those that its scores were made from; records before version 3 do not say."""
+    known = run.provenance.get("benchmarks", {}).get(name, {})
+    digest = records.lines_hash(folder / "samples" / f"{name}.jsonl")
+    return known.get("samples_hash", digest) == digest
 
 
 def _misfits(items: list[Item], samples: list[Sample], result: BenchmarkResult) -> list[str]:
