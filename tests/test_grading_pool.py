@@ -309,7 +309,10 @@ def test_a_callback_may_not_wait_for_its_own_pool(pool):
 
 def test_a_forked_copy_has_a_pool_of_its_own(pool):
     """Data loaders fork. The copy grades with new workers and leaves the original's alone."""
-    mine = {worker.process.pid for worker in pool._workers}
+    assert _say(pool, _fresh("number"))[0].correct
+    # A worker that another test has ended starts again when there is work for it.
+    mine = {worker.process.pid for worker in pool._workers if worker.process}
+    assert mine
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -326,7 +329,7 @@ def test_a_forked_copy_has_a_pool_of_its_own(pool):
     os.waitpid(pid, 0)
     assert said.endswith("/1") and int(said.split("/")[0]) not in mine
     assert _say(pool, _fresh("number"))[0].correct
-    assert {worker.process.pid for worker in pool._workers} == mine
+    assert mine <= {worker.process.pid for worker in pool._workers if worker.process}
 
 
 def test_closing_leaves_no_worker_behind():
