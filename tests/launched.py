@@ -1,4 +1,4 @@
-"""Trains a recipe under `accelerate launch`, as the worker of test_distributed: FOLDER [KILL_AT_STEP | RUN].
+"""Trains a recipe under `accelerate launch`, as the worker of test_distributed: FOLDER [KILL_AT_STEP | RUN KEY=VALUE].
 
 Three runs, of which a second call finds the first two finished and resumes the third: one with scripted completions,
 one with the model's own, and the same again, in which one process kills itself. With RUN: that one alone.
@@ -92,14 +92,14 @@ def run(folder: Path, *overrides: str, script: bool = False, kill_at: int | None
         gpg_repro.train.build_trainer = build
 
 
-def main(root: Path, kill_at: int | None = None, only: str | None = None) -> None:
+def main(root: Path, *overrides: str, kill_at: int | None = None, only: str | None = None) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu()
     configured = os.environ.get("FSDP_STATE_DICT_TYPE", "")
     for name in [only] if only else ["scripted", "whole", "killed"]:
         # a user's own choice in one of them: what is kept is whole all the same
         os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT" if name == "scripted" else configured
-        run(root / name, script=name == "scripted", kill_at=kill_at if name == "killed" else None)
+        run(root / name, *overrides, script=name == "scripted", kill_at=kill_at if name == "killed" else None)
 
 
 if __name__ == "__main__":
@@ -107,4 +107,4 @@ if __name__ == "__main__":
     if rest and rest[0].isdigit():
         main(Path(folder), kill_at=int(rest[0]))
     else:
-        main(Path(folder), only=rest[0] if rest else None)
+        main(Path(folder), *rest[1:], only=rest[0] if rest else None)

@@ -494,6 +494,22 @@ def test_a_killed_launch_resumes_to_the_bit(launched):
     assert records.steps_frame(whole)[columns].equals(records.steps_frame(killed)[columns])
 
 
+@pytest.mark.full("two processes that train")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_end_with_the_adapter_of_one(strategy, tmp_path):
+    """LoRA: matrices sharded with the frozen weights, saved whole, and the frozen weights saved by nobody."""
+    lora = ("adapter.r=4", "learning_rate=1e-3")
+    one = launched_run(tmp_path / "one", "gradient_accumulation_steps=2", *lora, script=True)
+    assert forked_launch(strategy, tmp_path, "scripted", *lora) == 0, (tmp_path / "log3.txt").read_text()[-4000:]
+    two = run_in(tmp_path / "scripted")
+    one, two = (load_file(run / "checkpoint" / "adapter_model.safetensors") for run in (one, two))
+    assert one.keys() == two.keys() and all("lora_" in name for name in two)
+    assert max(value.abs().max() for name, value in two.items() if "lora_B" in name) > 3e-3  # four steps of 1e-3
+    assert largest_difference(one, two) < 1e-5
+    spread = json.loads((tmp_path / "scripted" / "process.1.json").read_text())
+    assert spread["sharded"] == (spread["parameters"] if strategy == "fsdp" else 0)
+
+
 @pytest.mark.full("a launch of two processes")
 def test_a_fork_is_what_accelerate_launch_starts(tmp_path):
     """The same sampled training under the real launcher, to the bit, so the other tests may do without it."""
