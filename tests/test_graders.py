@@ -37,7 +37,7 @@ def test_a_record_names_the_packages_that_decide_a_mark():
     """Version 1 of each grader; boxes and class names are our own code alone."""
     symbolic = {"math-verify", "latex2sympy2_extended", "sympy"}
     wanted = dict.fromkeys(GRADERS, symbolic) | {"box": set(), "class_name": set()}
-    wanted["boxed"] = symbolic | {"mpmath"}  # what the strict rule for mathematics computes with
+    wanted |= dict.fromkeys(("boxed", "number"), symbolic | {"mpmath"})  # what their strict rules compute with
     wanted |= dict.fromkeys(("math_expression_gold", "math_latex_gold"), symbolic | {"lighteval", "mpmath"})
     found = {name: grader_identity(name) for name in GRADERS}
     assert {name: set(one["packages"]) for name, one in found.items()} == wanted

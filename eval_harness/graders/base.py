@@ -104,8 +104,8 @@ VERSIONS = dict.fromkeys(GRADERS, 1)
 _SYMBOLIC = ("lighteval", "math-verify", "latex2sympy2_extended", "sympy")
 _LIBRARIES = {
     **dict.fromkeys(("math_expression_gold", "math_latex_gold"), (*_SYMBOLIC, "mpmath")),
-    "boxed": (*_SYMBOLIC[1:], "mpmath"),
-    **dict.fromkeys(("boxed_in_place", "boxed_answer", "choice", "number", "default_extraction"), _SYMBOLIC[1:]),
+    **dict.fromkeys(("boxed", "number"), (*_SYMBOLIC[1:], "mpmath")),
+    **dict.fromkeys(("boxed_in_place", "boxed_answer", "choice", "default_extraction"), _SYMBOLIC[1:]),
 }
 """Packages that decide a grader's marks together with it."""
 

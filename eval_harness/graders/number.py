@@ -412,10 +412,8 @@ def mark(gold: str, prediction: str, context: Mapping[str, Any] | None = None) -
     outside = said(prediction, finish_reason)
     if not outside.text:
         return Mark(False, "bad_gold" if wanted is None else "no_answer", "", shown_gold, outside.why)
-    if outside.tagged:
-        stated = strict_math.find_answer(f"<answer>{outside.text}</answer>")
-    else:
-        stated = strict_math.find_answer(plain_signs(outside.text), finish_reason)
+    text = plain_signs(outside.text)
+    stated = strict_math.find_answer(f"<answer>{text}</answer>" if outside.tagged else text, finish_reason)
     answer, why = read_statement(stated.text) if stated.text.strip() else (None, stated.why)
     if wanted is None:
         return Mark(False, "bad_gold", _shown(answer), shown_gold, "the gold states no number")
