@@ -97,7 +97,10 @@ def test_the_users_text_stays_byte_for_byte(run_folder, tiny_folder, tmp_path, m
     metadata = read_card(path).data
     assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 33.33
     assert {**metadata, "model-index": None} == {**before.data, "model-index": None}
-    if not mark and head not in ("CR", "blanks behind the rules"):  # the hub's reader wants bare rules at the very start
+    if not mark and head not in (
+        "CR",
+        "blanks behind the rules",
+    ):  # its reader wants bare rules
         assert ModelCard.load(path).data.to_dict()["model-index"] == metadata["model-index"]
 
 
