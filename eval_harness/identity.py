@@ -217,7 +217,7 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         found = []
         for key in dict.fromkeys([*one, *other]):
             if key == "parts" and not path:
-                found += _other(one.get(key) or {}, other.get(key) or {})
+                found += _other(*({} if not isinstance(of.get(key), Mapping) else of[key] for of in (one, other)))
             else:
                 found += differences(one.get(key), other.get(key), f"{path} {key}".strip())
         return list(dict.fromkeys(found))
@@ -231,7 +231,8 @@ def _other(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 
 
 def _parts(run: RunRecord) -> dict[str, str]:
-    return dict(identity_of(run).get("parts") or {})
+    parts = identity_of(run).get("parts")
+    return dict(parts) if isinstance(parts, Mapping) else {}
 
 
 def _of_model(parts: Mapping[str, str]) -> dict[str, str]:
@@ -247,8 +248,15 @@ def misfits(run: RunRecord) -> list[str]:
     Records before version 5 hold no identity; there, what the fingerprint was made from is put together again from
     the record's other fields.
     """
-    if run.engine["name"] == "imported":
+    if run.engine.get("name") == "imported":
         return []
+    try:
+        return _misfits(run)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        return ["its identity, engine or settings do not have the shape of a record's"]
+
+
+def _misfits(run: RunRecord) -> list[str]:
     if run.schema_version < records.IDENTITY_SINCE:
         return [] if run.fingerprint in _earlier_fingerprints(run) else [
             "model, weights, engine, settings, decoding or prompts are not those of the fingerprint"

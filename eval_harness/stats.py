@@ -170,7 +170,7 @@ def mean_of_estimates(estimates: Sequence[Estimate], *, interval: Literal["mover
     where every part is all wrong or all right, so the interval does not come from it but from bounds of the parts
     (MOVER, Zou and Donner 2008): with weights w, means p and bounds l, u it reaches from
     mean - sqrt(sum (w (p - l))^2) to mean + sqrt(sum (w (u - p))^2), and stays in [0, 1]. Bounds are the part's own or
-    Clopper and Pearson's, whichever is wider: from Wilson's alone an average near 0 or 1 covers as little as 84 %
+    Clopper and Pearson's, whichever is wider: from Wilson's alone an average near 0 or 1 covers as little as 83 %
     (bench/averages.py). The interval of a single estimate stays as it is.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,7 @@ from gpg_repro.figures import figure_1, figure_3
 from gpg_repro.published import folder as published_folder
 from gpg_repro.tables import get_table
 from gpg_repro.tables import runs as table_runs
-from gpg_repro.tables.base import TINY_SUITES
+from gpg_repro.tables.base import TINY_SUITES, Row
 from gpg_repro.viewer import Pair
 
 matplotlib.use("agg")
@@ -321,7 +322,7 @@ def test_the_papers_problem_is_in_the_benchmark_once(data_root):
     assert found is not None and found.item.gold.strip() == "480"
 
 
-def paper_run(folder: Path, name: str, items, marks, run_id: str | None = None) -> None:
+def paper_run(folder: Path, name: str, items, marks, revision: str = "r") -> None:
     evaluation(folder, {"aime24": (items, [sample(i, m, m) for i, m in enumerate(marks)])})
     record = records.read_run(folder)
     decoding = records.Decoding(temperature=0.6, top_p=0.95, top_k=0, max_new_tokens=1, samples=1, seed=1,
@@ -331,11 +332,11 @@ def paper_run(folder: Path, name: str, items, marks, run_id: str | None = None) 
         score=None, score_strict=None, num_gold_fallback=0, num_truncated=0, num_no_answer=0, num_timeout=0,
         mean_completion_tokens=None,
     )  # fmt: skip
-    update = {"model": {"name": name, "weights": None, "revision": "r"}, "benchmarks": {"aime24": result}}
+    update = {"model": {"name": name, "weights": None, "revision": revision}, "benchmarks": {"aime24": result}}
     records.write_json(folder / "run.json", record.model_copy(update=update))
 
 
-def test_at_paper_scale_it_is_that_problem_whatever_the_models_make_of_it(tmp_path):
+def test_at_paper_scale_it_is_that_problem_whatever_the_models_make_of_it(tmp_path, monkeypatch):
     rows = {row.key: row for row in get_table("3").rows}
     items = [Item(item_id="0", prompt="other", gold="7"),
              Item(item_id="1", prompt="rhombus, hyperbola", gold="480")]  # fmt: skip
@@ -345,6 +346,11 @@ def test_at_paper_scale_it_is_that_problem_whatever_the_models_make_of_it(tmp_pa
     paper_run(runs / "eval-a", rows["gpg_rs1"].hub, items, [True, False])
     with pytest.raises(UserError, match="measure knoveleng/Open-RS1, or train table3_grpo_rs1"):
         figure_3.build_figure("paper", results=tmp_path, progress=False)
+    monkeypatch.setattr(Row, "hub_revision", "r")
+    paper_run(runs / "eval-b", rows["grpo_rs1"].hub, items, [False, True], revision="another")
+    with pytest.raises(UserError, match="measure knoveleng/Open-RS1"):
+        figure_3.build_figure("paper", results=tmp_path, progress=False)
+    shutil.rmtree(runs / "eval-b")
     paper_run(runs / "eval-b", rows["grpo_rs1"].hub, items, [False, True])
     report = figure_3.build_figure("paper", results=tmp_path, progress=False)
     assert report.chosen.item.item_id == "1" and report.chosen.cell() == "second"

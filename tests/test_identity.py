@@ -542,6 +542,16 @@ def test_verify_holds_a_record_against_its_identity(world, path, to, message):
     assert problem.startswith(message)
 
 
+@pytest.mark.parametrize("broken", [{"settings": 5}, {"benchmarks": {BENCHMARK.name: []}}, {"parts": [1]}])
+def test_verify_of_an_identity_of_another_shape(world, broken):
+    world.run(world.out)
+    raw = json.loads((world.out / "run.json").read_text(encoding="utf-8"))
+    records.write_json(world.out / "run.json", raw | {"identity": raw["identity"] | broken})
+    assert verify(world.out)["record"]["problems"]
+    with pytest.raises(UserError, match="holds another run"):
+        world.run(world.out)
+
+
 def test_verify_knows_the_steps_of_a_new_training(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "GradingPool", Remembers)
     copy = shutil.copytree(REFERENCE / V1, tmp_path / "copy")

@@ -100,7 +100,7 @@ def test_the_users_text_stays_byte_for_byte(run_folder, tiny_folder, tmp_path, m
     if not mark and head not in (
         "CR",
         "blanks behind the rules",
-    ):
+    ):  # its reader wants bare rules
         assert ModelCard.load(path).data.to_dict()["model-index"] == metadata["model-index"]
 
 

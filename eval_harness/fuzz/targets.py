@@ -720,7 +720,7 @@ def _run_record() -> dict[str, Any]:
         **counts,
     }
     return {
-        "schema_version": 4,
+        "schema_version": 5,
         "kind": "evaluation",
         "run_id": "r",
         "fingerprint": "0",
