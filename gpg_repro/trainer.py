@@ -246,8 +246,8 @@ class GPGConfig(GRPOConfig):
     accuracy_reward: str | None = field(
         default=None,
         metadata={
-            "help": "Name of the reward function that tells easy and hard groups. Default: the first whose name "
-            "contains 'accuracy' or 'cosine', else the total reward."
+            "help": "Name of the reward function that tells easy and hard groups. Default: the first that has a `right` "
+            "or whose name contains 'accuracy' or 'cosine', else the total reward."
         },
     )
 
@@ -335,13 +335,14 @@ def group_metrics(
     num_generations: int,
     accuracy_column: int | None = None,
     valid: Tensor | None = None,
+    marks: Tensor | None = None,
 ) -> dict[str, float]:
     """The group statistics of one generation batch, over all processes.
 
     A group is *identical* when its total rewards do not differ, *easy* when all its completions are right and *hard*
     when all are wrong (the paper's Figure 2 caption swaps the two). With an accuracy reward, right means a reward of at
-    least 0.5: 1 of 0/1, or the upper branch of the cosine-scaled one. Without one, the total reward has to be 1 (easy)
-    or 0 (hard).
+    least 0.5: 1 of 0/1, or the upper branch of the cosine-scaled one. A reward that is no mark (GIoU + 1) needs `marks`.
+    Without either, the total reward has to be 1 (easy) or 0 (hard).
 
     Args:
         rewards_per_func: [N, F] gathered rewards; NaN where a reward function returned None.
@@ -349,6 +350,7 @@ def group_metrics(
         num_generations: G.
         accuracy_column: column of the accuracy reward, or None to judge by the total reward.
         valid: [B] bool, which groups carry a signal, where more than the rewards decides that; default: the rewards.
+        marks: [N] 1 right, 0 wrong, NaN not judged; they take the place of the accuracy reward.
 
     Returns:
         `num_groups` (B, groups with a reward), `num_valid_groups` (B - M), `alpha` (B / (B - M), 0.0 if none is valid),
@@ -362,10 +364,12 @@ def group_metrics(
     grouped, counted = rewards.view(-1, num_generations), scored.view(-1, num_generations)
     num_groups = int(counted.any(dim=1).sum())
 
-    if accuracy_column is None:
+    if marks is None and accuracy_column is not None:
+        marks = rewards_per_func[:, accuracy_column]
+    if marks is None:
         right, wrong, judged = grouped == 1, grouped == 0, counted
     else:
-        accuracy = rewards_per_func[:, accuracy_column].view(-1, num_generations)
+        accuracy = marks.cpu().view(-1, num_generations)
         right, wrong, judged = accuracy >= 0.5, accuracy < 0.5, ~accuracy.isnan()
     num_easy = int(((right | ~judged).all(dim=1) & judged.any(dim=1)).sum())
     num_hard = int(((wrong | ~judged).all(dim=1) & judged.any(dim=1)).sum())
@@ -443,6 +447,9 @@ class GroupMetricsMixin(RestoredWeights):
             (seconds of this process; on a GPU, kernels still queued count for the phase that waits for them) and
             `peak_memory_mib` (of the device; on a CPU, the process's largest resident size so far).
 
+    A reward function may say what counts as right, where its value does not: as an attribute `right`, a function of the
+    same arguments that returns True, False or None (not judged) for each completion.
+
     Raises:
         ValueError: `accuracy_reward` of the config names no reward function.
     """
@@ -451,6 +458,7 @@ class GroupMetricsMixin(RestoredWeights):
         super().__init__(*args, **kwargs)
         self._accuracy_column = self._find_accuracy_reward(getattr(self.args, "accuracy_reward", None))
         self._rewards_per_func: Tensor | None = None  # [N, F] gathered rewards of the latest draw
+        self._marks: Tensor | None = None  # [N] gathered marks of the latest draw, where the accuracy reward has `right`
         self._seconds = dict.fromkeys(("generate", "grade", "rollout"), 0.0)
         self.add_callback(_PhaseTimes(self))
         # Around whatever a subclass makes of it: the rewards that TRL goes on with are ours, too.
@@ -472,8 +480,24 @@ class GroupMetricsMixin(RestoredWeights):
         names = self.reward_func_names
         if name is not None and name not in names:
             raise ValueError(f"accuracy_reward={name!r} is not a reward function: expected one of {names}.")
-        candidates = [name] if name else [n for n in names if "accuracy" in n.lower() or "cosine" in n.lower()]
+        candidates = [name] if name else [
+            n
+            for n, function in zip(names, self.reward_funcs, strict=True)
+            if hasattr(function, "right") or "accuracy" in n.lower() or "cosine" in n.lower()
+        ]  # fmt: skip
         return names.index(candidates[0]) if candidates else None
+
+    def _judge(self, inputs: list[dict], prompts: list, completions: list, completion_ids: list) -> Tensor | None:
+        """[N] gathered marks of the accuracy reward; None if it has no `right`."""
+        column = self._accuracy_column
+        right = None if column is None else getattr(self.reward_funcs[column], "right", None)
+        if right is None:
+            return None
+        keys = [key for key in inputs[0] if key not in ("prompt", "completion", "completion_ids")]
+        columns = {key: [row[key] for row in inputs] for key in keys}
+        found = right(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+        marks = [float("nan") if mark is None else float(mark) for mark in found]
+        return self.accelerator.gather(torch.tensor(marks, device=self.accelerator.device))
 
     def _generate(self, *args, **kwargs):
         with _Timed(self._seconds, "generate"):
@@ -494,7 +518,7 @@ class GroupMetricsMixin(RestoredWeights):
                     f"A reward is infinite: {', '.join(found)}. Expected finite numbers, or None for a completion that "
                     "cannot be scored."
                 )
-            self._rewards_per_func = rewards
+            self._rewards_per_func, self._marks = rewards, self._judge(*args, **kwargs)
             return rewards
 
         return calculated
@@ -520,7 +544,7 @@ class GroupMetricsMixin(RestoredWeights):
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
         log["reward_std"].pop()  # TRL's, over all rewards
         statistics = group_metrics(
-            self._rewards_per_func, self.reward_weights, num_generations, self._accuracy_column, valid
+            self._rewards_per_func, self.reward_weights, num_generations, self._accuracy_column, valid, self._marks
         )
         metrics = statistics | {"completion_length": log["completions/mean_length"][-1]}
         metrics |= {f"rewards/{name}": log[f"rewards/{name}/mean"][-1] for name in self.reward_func_names}
@@ -677,6 +701,7 @@ class _Draw:
     """One round of sampling. Global tensors cover the N rows of all processes; `rows` are this process's own."""
 
     rewards_per_func: Tensor  # [N, F]
+    marks: Tensor | None  # [N], where the accuracy reward has `right`
     rewards: Tensor  # [N] float64, weighted sum
     scored: Tensor  # [N] bool
     lengths: Tensor  # [N] trained tokens
@@ -1059,6 +1084,7 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         start = self.accelerator.process_index * len(rows)
         return _Draw(
             rewards_per_func=self._rewards_per_func,
+            marks=self._marks,
             rewards=rewards,
             scored=scored,
             lengths=lengths,
@@ -1124,9 +1150,11 @@ class GPGTrainer(GroupMetricsMixin, GRPOTrainer):
         if len(draws) == 1:
             metrics = first
         else:
-            rewards_per_func = torch.cat([draw.rewards_per_func for draw in draws])[order.to(self.accelerator.device)]
+            chosen = order.to(self.accelerator.device)
+            rewards_per_func = torch.cat([draw.rewards_per_func for draw in draws])[chosen]
+            marks = None if draws[0].marks is None else torch.cat([draw.marks for draw in draws])[chosen]
             metrics = group_metrics(
-                rewards_per_func, self.reward_weights, num_generations, self._accuracy_column, valid
+                rewards_per_func, self.reward_weights, num_generations, self._accuracy_column, valid, marks
             )
             metrics["reward"] = rewards[scored].mean().item()
         if self.args.f_norm == "batch" and not self._edited:  # over the batch that is trained on, not over each draw

@@ -445,6 +445,45 @@ def test_accuracy_reward_is_found_by_name(tmp_path):
         train(tmp_path, accuracy_reward="exact")
 
 
+def test_a_reward_can_say_what_counts_as_right(tmp_path):
+    # A reward of 2 and 1 (never 1 and 0 throughout a group), right from 1.5 on; the last group was not judged.
+    def overlap(completion_ids, **kwargs):
+        return [1 + value for value in accuracy_reward(completion_ids)]
+
+    trainer, _ = train(tmp_path, reward_funcs=[short_reward, overlap])
+    assert trainer._accuracy_column is None and trainer._marks is None
+    assert (logged(trainer)["frac_easy"], logged(trainer)["frac_hard"]) == (0, 0)
+    seen = []
+
+    def right(completion_ids, **columns):
+        seen.append(sorted(columns))
+        judged = [value > 1.5 for value in overlap(completion_ids)]
+        return [*judged[:-4], None, None, None, None]
+
+    overlap.right = right
+    for trainer_class in (GPGTrainer, GRPOBaselineTrainer):
+        trainer, _ = train(tmp_path, trainer_class, reward_funcs=[short_reward, overlap])
+        # of five groups one is all right, one all wrong; see REWARDS
+        assert trainer._accuracy_column == 1 and trainer._marks.tolist()[:4] == [1, 1, 0, 0]
+        assert (logged(trainer)["frac_easy"], logged(trainer)["frac_hard"]) == (1 / 5, 1 / 5)
+    assert seen == [["completions", "prompts"]] * 2
+
+
+def test_marks_are_those_of_the_groups_in_a_batch_of_several_draws(tmp_path):
+    # 2 groups a draw, beta_th = 1: draw 1 has a valid first group, draw 2 a valid second one. Total rewards are never 0
+    # or 1 throughout a group, and marks say that valid groups are all right: both of the batch, one of the first draw.
+    def overlap(completion_ids, **kwargs):
+        return [1 + value for value in accuracy_reward(completion_ids)]
+
+    overlap.right = lambda completion_ids, **_: [
+        len(set(accuracy_reward(completion_ids[i // 4 * 4 : i // 4 * 4 + 4]))) > 1 for i in range(len(completion_ids))
+    ]
+    rewards = ((1, 1, 0, 0), (0, 0, 0, 0), (1, 1, 1, 1), (1, 0, 0, 0))
+    trainer, _ = train(tmp_path, rewards=rewards, layout=(8, 1), reward_funcs=overlap, beta_th=1.0)
+    log = logged(trainer)
+    assert (log["num_draws"], log["frac_easy"], log["batch/frac_easy"], log["batch/frac_hard"]) == (2, 1 / 2, 1, 0)
+
+
 def test_baseline_trainer_changes_nothing_but_logging(tmp_path):
     settings = {"layout": (4, 2), "scripted": False, "shuffle_dataset": True, "max_steps": 5}  # 2 steps an epoch
     settings |= {"reward_funcs": letter_accuracy, "temperature": 0.7}

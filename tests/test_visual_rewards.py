@@ -59,6 +59,20 @@ def test_a_box_gold_has_nothing_to_parse(grading_pool):
     assert all(verdict.gold_fallback for verdict in grading_pool.grade("default_extraction", [(g, g) for g in golds]))
 
 
+def test_which_boxes_are_right_does_not_follow_from_the_reward():
+    """Gold (0,0),(100,100). Inside it, 70 x 70: IoU = GIoU = 0.49, wrong. Shifted by (17,17): common 83² = 6889, union
+    20000 − 6889 = 13111, IoU 0.525, right; the box around both is 117² = 13689, GIoU 0.525 − 578 / 13689 = 0.483."""
+    golds = ["<answer> (0,0),(100,100) </answer>"] * 5
+    said = ["(0,0),(70,70)", "(17,17),(117,117)", "nothing", "(0,0),(50,100)", "(100,100),(0,0)"]
+    rewards = giou_reward(said, golds)
+    assert rewards[:2] == pytest.approx([1.49, 1 + 6889 / 13111 - 578 / 13689])
+    # half of the gold: exactly 0.5, which counts; corners out of order: no overlap
+    assert giou_reward.right(said, golds) == [False, True, False, True, False]
+    line = "<answer> (5,5),(5,9) </answer>"  # without an area, the gold's own text is right, as it is paid
+    assert giou_reward.right([line], [line]) == [True] and giou_reward([line], [line]) == [2.0]
+    assert get_reward("giou").right is giou_reward.right
+
+
 @pytest.mark.parametrize(("digits", "paid"), [(5, 1.0), (99, 1.0), (300, 0.0), (5000, 0.0)])
 def test_absurd_numbers_leave_the_reward_finite(digits, paid):
     """Beyond what a float's square holds they are no box; int() would even refuse the longest."""
