@@ -76,6 +76,15 @@ def of_benchmark(
     }
 
 
+def rules_of(run: records.RunRecord, name: str) -> tuple[str, str] | None:
+    """Published and strict rule, with their versions, that marked a benchmark of a stored run; None: not recorded."""
+    grader = run.provenance.get("benchmarks", {}).get(name, {}).get("grader")
+    if not grader:
+        return None
+    strict = grader.get("strict", grader)
+    return tuple(f"{rule['name']} {rule['version']}" for rule in (grader, strict))
+
+
 def with_samples(known: Mapping[str, Any], folder: Path, names: Collection[str]) -> dict[str, Any]:
     """A run's provenance with the hash of the samples that its scores were made from: ``samples_hash``."""
     benchmarks = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -24,6 +25,7 @@ from gpg_repro.evaluate import report as checkpoints_report
 from gpg_repro.figures import figure_1, figure_3
 from gpg_repro.tables import get_table, report
 from gpg_repro.tables.base import TINY_SUITES, RowRuns
+from gpg_repro.tables.rules import rule_versions
 
 FAILS = ("2", "5", "9")
 LIMIT, SAMPLES = 12, 2
@@ -89,6 +91,8 @@ def test_a_table(runs, tmp_path, monkeypatch):
         and f"{label}, seed 0: {FAILED} of {ASKED} completions failed and count as wrong." in made.notes
     )
     assert sum("failed and count as wrong" in note for note in made.notes) == 1
+    rules = f"Marks (this run): published rule boxed 1, strict rule strict_math 1 ({', '.join(sorted(TINY_SUITES))})."
+    assert rules in made.notes
     cells = made.frame.astype(str).to_string()
     assert cells.count(f"{FAILED} failed") == 1
     files = written(tmp_path / "tables" / "smoke", "table04")
@@ -97,6 +101,20 @@ def test_a_table(runs, tmp_path, monkeypatch):
     assert (long["asked"] == long["scored"] + long["failed"]).all()
     assert set(long[long["row"] == "base"]["failed"]) == {FAILED} and set(long["asked"]) == {ASKED}
     plots.plt.close("all")
+
+
+def test_records_that_name_no_rule_say_so(runs, tmp_path):
+    table, old = get_table(4), tmp_path / "old"
+    shutil.copytree(runs[1], old)
+    record = records.read_run(old)
+    records.write_json(old / "run.json", record.model_copy(update={"provenance": {}}))
+    (note,) = rule_versions("committed records", rows(table, (runs[0], old), ("base", "gpg_paper")))
+    names = ", ".join(sorted(TINY_SUITES))
+    assert note == (
+        f"Marks (committed records): published rule boxed 1, strict rule strict_math 1 ({names}); "
+        f"rules not recorded ({names}; `eval_harness regrade` marks again)."
+    )
+    assert rule_versions("this run", []) == []
 
 
 def test_figure_1(runs, tmp_path, monkeypatch):

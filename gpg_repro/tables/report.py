@@ -31,7 +31,7 @@ from gpg_repro.tables.numbers import (
     verdict,
 )
 from gpg_repro.tables.printed import arithmetic_notes, implied_difference
-from gpg_repro.tables.rules import disagreement_layout, disagreements
+from gpg_repro.tables.rules import disagreement_layout, disagreements, rule_versions
 from gpg_repro.tables.runs import REFERENCE, check_scale, reference_runs, run_table, save_reference
 from gpg_repro.tables.settings import engine_note, refusals
 
@@ -242,7 +242,7 @@ def notes_for(table: Table, scale: str, runs: Sequence[RowRuns], committed: Sequ
     if table.published:
         notes += [f"Arithmetic of the paper's own numbers. {note}" for note in arithmetic_notes(table)]
     for origin, entries in (("this run", runs), ("committed records", committed)):
-        notes += count_notes(origin, entries, scale) + _base_notes(origin, entries)
+        notes += count_notes(origin, entries, scale) + rule_versions(origin, entries) + _base_notes(origin, entries)
         notes += refusals(table, entries, scale) + engine_note(entries)
     if scale == "paper":
         notes += _sample_notes(runs)

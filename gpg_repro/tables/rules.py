@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from eval_harness import records
+from eval_harness.provenance import rules_of
 from gpg_repro.tables.base import SAME_MARK, RowRuns, Table
 from gpg_repro.tables.shown import Cell, ShownFrame, shown
 
@@ -48,6 +49,29 @@ def disagreements(table: Table, runs: Sequence[RowRuns], scale: str) -> pd.DataF
             )
     counts = ["num_samples", "kinder", "harsher"]
     return pd.DataFrame(lines, columns=["row", "label", "benchmark", *counts, "flags", "runs"])
+
+
+def rule_versions(origin: str, runs: Sequence[RowRuns]) -> list[str]:
+    """Which rules, of which version, gave the marks of some rows; one note, none without runs.
+
+    Args:
+        origin: what the rows are: ``this run``, ``committed records``.
+    """
+    found: dict[tuple[str, str] | None, set[str]] = {}
+    for folder in {folder for row in runs for entry in row.runs for folder in entry.folders.values()}:
+        run = records.read_run(folder)
+        for name in run.benchmarks:
+            found.setdefault(rules_of(run, name), set()).add(name)
+    if not found:
+        return []
+    told = [
+        f"published rule {rules[0]}, strict rule {rules[1]} ({', '.join(sorted(names))})"
+        for rules, names in sorted(found.items(), key=str)
+        if rules
+    ]
+    if None in found:
+        told.append(f"rules not recorded ({', '.join(sorted(found[None]))}; `eval_harness regrade` marks again)")
+    return [f"Marks ({origin}): {'; '.join(told)}."]
 
 
 def disagreement_layout(frame: pd.DataFrame) -> ShownFrame:
