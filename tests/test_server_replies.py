@@ -153,6 +153,8 @@ AGAIN = {
     "a completion given up": ((200, choice(finish_reason="error"), {}), "broken off"),
     "429": (refuse(429, "slow down"), "429"),
     "500 with a page": ((500, "<html>" + "x" * 100_000, {}), "500: <html>xxx"),
+    "502 in an encoding of its own": ((502, b"x", {"Content-Encoding": "br"}), "502: content encoding 'br'"),
+    "503 in damaged gzip": ((503, b"no gzip", {"Content-Encoding": "gzip"}), "503: compressed data that are damaged"),
     "408": (refuse(408, "late"), "408"),
     "a line that breaks before the end": ((200, '{"choices": [', {"Content_Length": "500"}), "RemoteProtocolError"),
     "no choices": ((200, {"choices": []}, {}), "without a completion"),
@@ -280,12 +282,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_a_reply_has_a_largest_size(name, server, ask, monkeypatch):
-    """2 MiB here; what is unpacked is counted, and what is received."""
-    monkeypatch.setattr(engine_module, "REPLY_BYTES", 2 << 20)
-    decoded = []
-    real = zlib.decompressobj
+@pytest.fixture
+def unpacked(monkeypatch) -> list[int]:
+    """Bytes of every piece that zlib unpacks."""
+    sizes, real = [], zlib.decompressobj
 
     class Counted:
         def __init__(self, bits: int):
@@ -294,23 +294,34 @@ def test_a_reply_has_a_largest_size(name, server, ask, monkeypatch):
 
         def decompress(self, data: bytes, most: int) -> bytes:
             found = self._real.decompress(data, most)
-            decoded.append(len(found))
+            sizes.append(len(found))
             return found
 
     monkeypatch.setattr(replies.zlib, "decompressobj", Counted)
+    return sizes
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_reply_has_a_largest_size(name, server, ask, monkeypatch, unpacked):
+    """2 MiB here; what is unpacked is counted, and what is received."""
+    monkeypatch.setattr(engine_module, "REPLY_BYTES", 2 << 20)
     server.answer = lambda body: LARGE[name]()
     with pytest.raises(EngineError, match=r"more than 2 MiB"):
         ask(request())
-    assert len(server.asked) == 1 and sum(decoded) <= (2 << 20) + 64 * 16 + 1
-    assert bool(sum(decoded)) is (name == "a bomb")
+    assert len(server.asked) == 1 and sum(unpacked) <= (2 << 20) + 64 * 16 + 1
+    assert bool(sum(unpacked)) is (name == "a bomb")
 
 
-def test_an_error_page_has_one_too(server, ask, tmp_path):
-    pages = iter([(500, bomb(64 << 20), {"Content-Encoding": "gzip"}), (500, iter([b"x" * (1 << 16)] * 900), {})])
+def test_an_error_page_has_one_too(server, ask, tmp_path, unpacked):
+    """64 KiB are read of each; what lies in the buffers between may be some megabytes."""
+    sent = itertools.count()
+    long = (next(sent) and b"x" * (1 << 16) or b"x" for _ in range(900))
+    pages = iter([(500, bomb(64 << 20), {"Content-Encoding": "gzip"}), (500, long, {})])
     server.answer = lambda body: next(pages, completion(body, ["4"]))
     assert ask(request())[0]["a"].completions[0].text == "4"
     log = (tmp_path / "log").read_text(encoding="utf-8")
     assert "500: 00000" in log and "500: xxxxx" in log and len(log) < 2000
+    assert sum(unpacked) == (1 << 16) + 1 and next(sent) < 450
 
 
 def test_more_tokens_may_take_more_bytes(server, ask, monkeypatch):

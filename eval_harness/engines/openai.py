@@ -455,7 +455,12 @@ class OpenAIEngine:
         async with asyncio.timeout(seconds), self._client.stream(method, url, json=payload) as response:
             is_good = response.status_code == 200
             coding = response.headers.get("content-encoding", "")
-            data, whole = await replies.read_body(response.aiter_raw(), coding, most if is_good else _EXCERPT_BYTES)
+            try:
+                data, whole = await replies.read_body(response.aiter_raw(), coding, most if is_good else _EXCERPT_BYTES)
+            except replies.Nonsense as error:
+                if is_good:
+                    raise
+                data, whole = str(error).encode(), False  # the status says enough
         if is_good and not whole:
             raise replies.Nonsense(f"more than {most >> 20} MiB")
         return response.status_code, response.headers, data
