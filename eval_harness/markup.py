@@ -105,14 +105,17 @@ def _markdown_cell(value: Any) -> Any:
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
-_FORMULA = re.compile(r"\s*[=+\-@\t\r＝＋－＠]|[\t\r\n]")
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\n]")
 """What a spreadsheet takes a cell for a formula by, OWASP's list with the wide forms."""
 
 
 def csv_cell(value: Any) -> Any:
     """A cell that no spreadsheet computes: a text that begins like a formula has ``'`` before it. Numbers stay, also
-    those written as text (``-0.5``)."""
-    if not isinstance(value, str) or not _FORMULA.match(value):
+    those written as text (``-0.5``). A carriage return, which writers of CSV leave unquoted, is a newline."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+    if not _FORMULA.match(value):
         return value
     with contextlib.suppress(ValueError):
         float(value)
