@@ -246,8 +246,8 @@ class GPGConfig(GRPOConfig):
     accuracy_reward: str | None = field(
         default=None,
         metadata={
-            "help": "Name of the reward function that tells easy and hard groups. Default: the first that has a `right` "
-            "or whose name contains 'accuracy' or 'cosine', else the total reward."
+            "help": "Name of the reward function that tells easy and hard groups. Default: the first that has a "
+            "`right` or whose name contains 'accuracy' or 'cosine', else the total reward."
         },
     )
 
@@ -341,8 +341,8 @@ def group_metrics(
 
     A group is *identical* when its total rewards do not differ, *easy* when all its completions are right and *hard*
     when all are wrong (the paper's Figure 2 caption swaps the two). With an accuracy reward, right means a reward of at
-    least 0.5: 1 of 0/1, or the upper branch of the cosine-scaled one. A reward that is no mark (GIoU + 1) needs `marks`.
-    Without either, the total reward has to be 1 (easy) or 0 (hard).
+    least 0.5: 1 of 0/1, or the upper branch of the cosine-scaled one. A reward that is no mark (GIoU + 1) needs
+    `marks`. Without either, the total reward has to be 1 (easy) or 0 (hard).
 
     Args:
         rewards_per_func: [N, F] gathered rewards; NaN where a reward function returned None.
@@ -458,7 +458,9 @@ class GroupMetricsMixin(RestoredWeights):
         super().__init__(*args, **kwargs)
         self._accuracy_column = self._find_accuracy_reward(getattr(self.args, "accuracy_reward", None))
         self._rewards_per_func: Tensor | None = None  # [N, F] gathered rewards of the latest draw
-        self._marks: Tensor | None = None  # [N] gathered marks of the latest draw, where the accuracy reward has `right`
+        self._marks: Tensor | None = (
+            None  # [N] gathered marks of the latest draw, where the accuracy reward has `right`
+        )
         self._seconds = dict.fromkeys(("generate", "grade", "rollout"), 0.0)
         self.add_callback(_PhaseTimes(self))
         # Around whatever a subclass makes of it: the rewards that TRL goes on with are ours, too.
