@@ -160,8 +160,9 @@ def dropped() -> dict[str, float]:
 
 
 def table(result: dict) -> str:
-    """The committed numbers as Markdown: medians over seeds."""
-    lines = ["| variant | " + " | ".join(f"α ≈ {alpha}" for alpha in result["batches"]) + " |"]
+    """The committed numbers as Markdown: medians over seeds, of the batches' own B / (B - M) too."""
+    alphas = [np.median(by_variant["alpha of the batch"]) for by_variant in result["batches"].values()]
+    lines = ["| variant | " + " | ".join(f"B/(B−M) = {alpha:.1f}" for alpha in alphas) + " |"]
     lines.append("| --- |" + " --- |" * len(result["batches"]))
     for name in VARIANTS:
         cells = []

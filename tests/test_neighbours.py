@@ -1,13 +1,22 @@
 """Neighbours of GPG: values worked by hand, identities with GPG's own functions, and TRL's losses where it has them."""
 
+import json
+import sys
+from pathlib import Path
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 from trl import GRPOTrainer
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+import alpha as bench_alpha
+
 from gpg_repro import neighbours, objective
 
+ROOT = Path(__file__).resolve().parent.parent
 G = 4
 # Groups: mixed, all right, all wrong, mixed: B = 4, M = 2, alpha = 2.
 REWARDS = torch.tensor([1.0, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0]).double()
@@ -240,3 +249,32 @@ def test_losses_are_those_of_trl(name, loss_type, level, eps_high):
     torch.testing.assert_close(gradient(mine, logps), gradient(theirs, logps))
     ratios = ((logps - old) * mask).exp()
     assert (ratios > 1 + eps_high).any() or name == "gspo"
+
+
+# The bench of alphas --------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_the_committed_numbers():
+    result, page = json.loads(bench_alpha.RESULT.read_text(encoding="utf-8")), ROOT / "docs" / "alpha.md"
+    text = page.read_text(encoding="utf-8")
+    assert bench_alpha.table(result) in text and not result["commit"].endswith("dirty")
+    assert result["released_r2"] == bench_alpha.dropped()
+    found = result["released_r2"]
+    # 10 of 16 groups seen, 7 of them trained on
+    assert (found["alpha_released"], found["alpha"]) == (pytest.approx(16 / 10), pytest.approx(16 / 7))
+    assert f"{found['length']:.2f} of its length" in text
+
+
+def test_distances_of_one_batch():
+    """alpha = 1 is 1 - 1/alpha away and on the line; so is verl's, at its own alpha over the exact one."""
+    found = bench_alpha.measure((2.5,), 1)["2.5"]
+    (exact,) = found["alpha of the batch"]
+    rewards = bench_alpha.draw(2.5, 0).rewards
+    for name, ratio in (("α = 1", 1 / exact), ("verl `gpg`, its α alone", neighbours.verl_alpha(rewards) / exact)):
+        assert found[name]["length"] == [pytest.approx(ratio, rel=1e-3)]
+        assert found[name]["distance"] == [pytest.approx(abs(ratio - 1), rel=1e-3)]
+        assert found[name]["cosine"] == [pytest.approx(1, abs=1e-9)]
+    assert found["B/(B−M), Eq. 5 (this package)"]["distance"] == [pytest.approx(0, abs=1e-9)]
+    assert found["R0: α = 1, group std, per process"]["cosine"][0] < 0.999
+    valid = np.mean(objective.valid_groups(rewards, 8).numpy())
+    assert exact == pytest.approx(1 / valid, abs=1e-4)
