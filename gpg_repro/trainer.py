@@ -246,8 +246,8 @@ class GPGConfig(GRPOConfig):
     accuracy_reward: str | None = field(
         default=None,
         metadata={
-            "help": "Name of the reward function that tells easy and hard groups. Default: the first with a `right` "
-            "or whose name contains 'accuracy' or 'cosine', else the total reward."
+            "help": "Name of the reward function that tells easy and hard groups. Default: the first that has a "
+            "`right` or whose name contains 'accuracy' or 'cosine', else the total reward."
         },
     )
 
@@ -341,8 +341,8 @@ def group_metrics(
 
     A group is *identical* when its total rewards do not differ, *easy* when all its completions are right and *hard*
     when all are wrong (the paper's Figure 2 caption swaps the two). With an accuracy reward, right means a reward of at
-    least 0.5: 1 of 0/1, or the upper part of the cosine-scaled one. A reward that is no mark needs `marks` (GIoU + 1).
-    Without either, the total reward has to be 1 (easy) or 0 (hard).
+    least 0.5: 1 of 0/1, or the upper branch of the cosine-scaled one. A reward that is no mark (GIoU + 1) needs
+    `marks`. Without either, the total reward has to be 1 (easy) or 0 (hard).
 
     Args:
         rewards_per_func: [N, F] gathered rewards; NaN where a reward function returned None.

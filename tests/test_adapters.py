@@ -254,7 +254,7 @@ def test_an_adapter_on_the_hub_with_its_base_there(folders, adapter, tmp_path, m
         ({"peft_type": "PROMPT_TUNING"}, "a learned prompt"),
         ({"peft_type": "PREFIX_TUNING"}, "a learned prompt"),
         ({"peft_type": "IA3"}, "peft_type 'IA3': no LoRA"),
-        ({"task_type": "SEQ_CLS"}, "made for task_type SEQ_CLS"),
+        ({"task_type": "SEQ_CLS"}, "made for task_type 'SEQ_CLS'"),
     ],
 )
 def test_configurations_that_do_not_fit(changes, message, adapter):

@@ -136,7 +136,7 @@ def test_no_registry_at_all(tmp_path):
     with pytest.raises(UserError, match="none.yaml does not exist"):
         load_checkpoints(tmp_path / "none.yaml")
     (tmp_path / "torn.yaml").write_text("checkpoints: [", encoding="utf-8")
-    with pytest.raises(UserError, match="not YAML"):
+    with pytest.raises(UserError, match="is not valid YAML"):
         load_checkpoints(tmp_path / "torn.yaml")
     with pytest.raises(UserError, match="did you mean 'GD-ML/Open-RS1'"):
         get_checkpoint("GD-ML/OpenRS1")

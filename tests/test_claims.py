@@ -6,6 +6,7 @@ import ast
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -38,9 +39,11 @@ from gpg_repro.claims.rule import (
     judge,
     judge_range,
     labelled,
+    outcomes,
 )
 from gpg_repro.published import folder as published_folder
 from gpg_repro.tables import get_table, table_02
+from gpg_repro.tables.runs import REFERENCE
 from gpg_repro.tables.table_02 import Inspection
 
 matplotlib.use("agg")
@@ -158,6 +161,38 @@ def test_a_correction_takes_words_back_and_gives_none():
     assert [corrected(word, 0.051) for word in (YES, NO, OPEN, NONE)] == [OPEN, OPEN, OPEN, NONE]
     assert [corrected(word, 0.05) for word in (YES, NO, OPEN, NONE)] == [YES, NO, OPEN, NONE]
     assert corrected(YES, math.nan) == OPEN
+
+
+@pytest.mark.parametrize(
+    ("direction", "ends", "words"),
+    [
+        ("greater", (0.0, -math.inf, math.inf), {YES: 1, NO: -1, OPEN: 0}),
+        ("greater", (0.0, 0.0, 1.0), {YES: 1, NO: 0, OPEN: 0}),  # a share: at its end it contradicts
+        ("greater", (1e-10, 0.0, math.inf), {YES: 1, NO: 0, OPEN: 0}),
+        ("less", (1.0, 0.0, math.inf), {YES: 0, NO: 2, OPEN: 1}),
+        ("less", (0.0, -4.0, 0.0), {YES: -1, NO: 0, OPEN: 0}),
+        ("not greater", (0.0, 0.0, math.inf), {YES: 0, NO: 1, OPEN: 0}),
+        ("not less", (0.0, -100.0, 100.0), {YES: 1, NO: -1, OPEN: 0}),
+        ("not greater", (1.0, 0.0, 1.0), {YES: 0}),  # nothing is above one: this claim would be a tautology
+        ("less", (0.0, 0.0, 1.0), {NO: 1, OPEN: 0}),  # nor below nothing
+    ],
+)
+def test_what_earns_each_word(direction, ends, words):
+    found = outcomes(direction, *ends)
+    assert set(found) == {*words, NONE} and found[NONE].result is None
+    for word, value in words.items():
+        of = found[word].result
+        assert (judge(direction, of), of.bound) == (word, ends[0])
+        assert ends[1] <= of.value <= ends[2] and all(ends[1] <= i.low <= i.high <= ends[2] for i in of.intervals)
+        assert of.value == pytest.approx(value, abs=1e-9)
+
+
+def test_a_quantity_at_its_end_contradicts_that_it_lies_beyond():
+    share = replace(found((0, 0)), least=0.0, most=1.0)
+    assert judge("greater", share) == NO and judge("greater", replace(share, least=-math.inf)) == OPEN
+    assert judge("greater", replace(found((0, 0.1)), least=0.0)) == OPEN
+    assert judge("less", replace(found((1, 1), bound=1), most=1.0)) == NO
+    assert judge("greater", replace(found((0, 0), seeds=2), least=0.0)) == OPEN
 
 
 # The claims -----------------------------------------------------------------------------------------------------------
@@ -422,12 +457,12 @@ def word_of(name: str, seed: int = 0) -> Verdict:
 EXPECTED = {
     "direct_objective": YES,
     "std_bias": YES,
-    "plain_mean_bias": NO,
-    "age_bias": NO,
+    "plain_mean_bias": YES,
+    "age_bias": YES,
     "zero_gradient": YES,
     "age_is_valid_mean": YES,
     "age_over_processes": YES,
-    "std_makes_up": NO,
+    "std_makes_up": OPEN,
     "baseline_variance": YES,
     "threshold_variance": YES,
     "full_resampling": YES,
@@ -440,13 +475,54 @@ def test_checks_of_the_real_code(name):
 
 
 def test_expected_lengths_by_hand():
-    """E[g] = (G-1)/G of the true gradient; with alpha (1 - P(no group valid)) / P(valid) times that."""
+    """E[g] = (G-1)/G of the true gradient; with alpha (1 - P(no group valid)) / P(valid) times that.
+
+    Given that one of two groups is valid, the plain mean is P(valid) / (1 - P(none)) of a valid group's gradient."""
     p = np.array(checks._ACCURACIES)
     valid = float((1 - p**3 - (1 - p) ** 3).mean())  # of a group of three: 0.5
     factor = (1 - (1 - valid) ** 2) / valid
     assert valid == pytest.approx(0.5) and factor == pytest.approx(1.5)
-    assert CHECKS["age_bias"].function(np.random.default_rng(0)).value == pytest.approx(factor - 1)
-    assert "0.75 times" in CHECKS["direct_objective"].function(np.random.default_rng(0)).detail
+    rng = np.random.default_rng(0)
+    assert CHECKS["plain_mean_bias"].function(rng).value == pytest.approx(1 - 1 / factor)
+    assert "5e-01 with G/(G−1) taken out (expected gradient 1.50 times" in CHECKS["age_bias"].function(rng).detail
+    assert "0.75 times" in CHECKS["direct_objective"].function(rng).detail
+
+
+def _untied(marks):
+    """Rewards that never tie, as the cosine reward's do."""
+    return marks + torch.arange(len(marks)) / 100
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "word"),
+    [
+        ("plain_mean_bias", {"pay": _untied}, NO),  # no group is without a signal
+        ("age_bias", {"with_alpha": False}, NO),
+        ("std_makes_up", {"alphas": (1.02,)}, NO),  # there is nothing to correct
+        ("std_makes_up", {"alphas": (2.0, 4.0)}, YES),
+        ("full_resampling", {"num_groups": 8, "alphas": (4.0,)}, NO),  # one draw of eight has few valid groups, or one
+        ("full_resampling", {"num_groups": 8, "alphas": (1.5, 4.0)}, OPEN),
+    ],
+)
+def test_a_check_comes_out_otherwise_in_another_world(name, world, word):
+    (claim,) = (claim for claim in CLAIMS.values() if claim.check and claim.check.name == name)
+    assert (
+        judge(claim.check.direction, CHECKS[name].function(np.random.default_rng(2), **world)) == word != EXPECTED[name]
+    )
+
+
+def test_distances_from_the_mean_over_valid_groups_by_hand():
+    """Groups (1, 0), (1, 1) and (0, 0): alpha = 3. The plain gradient is a third of the wanted one, so 2/3 away. The
+    std of (1, 0) is sqrt(1/2), so the divided one is sqrt(2) / 3 of it: 0.529 away."""
+    rewards, logits = torch.tensor([1.0, 0, 1, 1, 0, 0]).double(), torch.zeros(6, 1).double().requires_grad_(True)
+    plain, divided = checks._distances(checks._Batch(rewards, torch.ones(6, 1).double(), logits, 2))
+    assert plain == pytest.approx(2 / 3) and divided == pytest.approx(1 - math.sqrt(2) / 3, abs=1e-3)
+
+
+def test_completions_for_one_variance_by_hand():
+    """One group a step, valid every second time: two draws on average. One corrected draw, if valid, is as good."""
+    found = checks.full_resampling(None, 1, (2.0,))
+    assert found.value == pytest.approx(2.0)
 
 
 def _uncentred(rewards, num_generations, f_norm="none", **_):
@@ -463,17 +539,24 @@ def _undivided(rewards, num_generations, f_norm="none", **_):
     return real_advantages(rewards, num_generations)
 
 
-def _corrected_inside(rewards, num_generations, f_norm="none", **_):
-    """Divided by the std of the whole batch, which falls when groups without a signal join."""
+def _multiplied(rewards, num_generations, f_norm="none", **_):
+    """Times the standard deviation where it should be over it."""
     centred = real_advantages(rewards, num_generations)
-    return centred / centred.std() if f_norm == "group" else centred
+    std = rewards.view(-1, num_generations).std(dim=1).repeat_interleave(num_generations)
+    return centred * std if f_norm == "group" else centred
+
+
+def _over_valid(logps, advantages, completion_mask, num_generations, alpha=1.0, normalization="group"):
+    """The mean over groups with a signal, whatever alpha is."""
+    num_groups, num_valid = len(logps) // num_generations, advantages.view(-1, num_generations).ne(0).any(dim=1).sum()
+    return real_loss(logps, advantages, completion_mask, num_generations) * num_groups / num_valid.clamp(min=1)
 
 
 def _without_log(logps, advantages, completion_mask, num_generations, alpha=1.0, normalization="group"):
     return -(logps.exp() * advantages[:, None]).sum()
 
 
-real_advantages = objective.group_advantages
+real_advantages, real_loss = objective.group_advantages, objective.gpg_loss
 
 
 @pytest.mark.parametrize(
@@ -487,9 +570,9 @@ real_advantages = objective.group_advantages
         ("age_is_valid_mean", "valid_groups", lambda r, g: torch.ones(len(r) // g, dtype=torch.bool)),
         ("age_over_processes", "age_alpha", lambda num_groups, num_invalid: num_groups / max(1, num_invalid)),
         ("std_bias", "group_advantages", _undivided),
-        ("plain_mean_bias", "group_advantages", _divided),
+        ("plain_mean_bias", "gpg_loss", _over_valid),
         ("age_bias", "age_alpha", lambda num_groups, num_invalid: 1.0),
-        ("std_makes_up", "group_advantages", _corrected_inside),
+        ("std_makes_up", "group_advantages", _multiplied),
         ("baseline_variance", "group_advantages", _uncentred),
     ],
 )  # fmt: skip
@@ -501,7 +584,9 @@ def test_a_check_notices_broken_code(monkeypatch, name, attribute, broken):
 def test_the_threshold_and_resampling_checks_notice_broken_code(monkeypatch):
     monkeypatch.setattr(checks, "reached", lambda *_: True)  # never draws again
     assert word_of("threshold_variance") != YES
-    monkeypatch.setattr(dynamics, "resampling", lambda *_, **__: type("R", (), {"expected_draws": 1.0}))
+    monkeypatch.setattr(
+        dynamics, "resampling", lambda *_, **__: type("R", (), {"expected_draws": 1.0, "first_alpha": 1.5})
+    )
     assert word_of("full_resampling") != YES
 
 
@@ -546,6 +631,30 @@ def test_the_trainers_themselves_are_asked(monkeypatch, tmp_path):
     checks.inspected.cache_clear()
 
 
+def test_no_rule_is_a_tautology(monkeypatch):
+    """Whatever a claim is measured by, results exist that earn it each of the four words, and the rule gives them."""
+    monkeypatch.setattr(checks, "inspected", _inspection)
+    source, rng = Records("tiny", REFERENCE, Path("none")), np.random.default_rng(0)
+    for claim in CLAIMS.values():
+        if claim.untested:
+            continue
+        way, quoted, measured = claim.check or claim.training or claim.compare, None, None
+        if claim.check:
+            measured = CHECKS[claim.check.name].function(rng)
+            assert measured.least <= measured.value <= measured.most
+        elif claim.training:
+            measured, quoted = source.training(claim.training), claim.training.quoted
+            assert measured is not None
+        else:
+            measured = Finding(0.0, (), bound_of(claim))
+        possible = report._possible(way.direction, measured, quoted)
+        assert set(possible) == set(Verdict), claim.id
+        for word, outcome in possible.items():
+            judged = judge_range if way.direction == "within" else partial(judge, way.direction)
+            assert judged(outcome.result) == word, claim.id
+        assert len({outcome.text for outcome in possible.values()}) == 4
+
+
 def test_simulated_checks_draw_from_the_generator_that_is_passed_in():
     one, again, other = (checks.baseline_variance(np.random.default_rng(seed)).value for seed in (3, 3, 4))
     assert one == again != other
@@ -587,6 +696,12 @@ def test_what_the_page_says_of_some_claims(page):
     assert rows["case-study"].verdicts == {"computed": None, "miniature": NONE, "paper": NONE}
     assert rows["zero-gradient"].verdicts == {"computed": YES, "miniature": None, "paper": None}
     assert rows["no-critic"].verdicts["computed"] == NONE  # the trainers were left out
+    assert rows["std-corrects"].verdicts == {"computed": None, "miniature": OPEN, "paper": None}
+    assert report._earns(rows["age-helps"]).startswith(
+        "supported: every interval above 0; not resolved: an interval on"
+    )
+    assert "contradicted: every interval at 0" in report._earns(rows["alpha-needed"])
+    assert report._earns(rows["case-study"]) == "–"
     assert (
         rows["cvbench"].verdicts["miniature"] == OPEN and "one training seed" in rows["cvbench"].measured["miniature"]
     )

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from eval_harness.stats import Z95
@@ -34,12 +35,20 @@ _BATCHES = 40
 _REPEATS = 400
 _GROUPS, _SIZE, _TOKENS, _THRESHOLD = 8, 8, 8, 0.6
 """Of a simulated step: groups, completions of a group, tokens of a completion, beta_th."""
+_PROMPTS = 64
+"""Groups of a step in the recipes of Table 1, if they ran on eight processes."""
 
 
 # Exact expectations -------------------------------------------------------------------------------------------------
 
 Estimate = Callable[[Tensor, Tensor, int], Tensor]
 """(logps [N, T], rewards [N], G) -> loss, for N = Q * G completions of equal length."""
+Pay = Callable[[Tensor], Tensor]
+"""[N] marks, 0 or 1 -> [N] rewards."""
+
+
+def _as_marked(marks: Tensor) -> Tensor:
+    return marks
 
 
 def _gpg(f_norm: str = "none", with_alpha: bool = False) -> Estimate:
@@ -61,21 +70,31 @@ def _logps(odds: Tensor, tokens: Tensor) -> Tensor:
     return torch.nn.functional.logsigmoid(torch.where(tokens > 0, odds, -odds))
 
 
-def _expected_gradient(estimate: Estimate, num_prompts: int = 1, num_generations: int = 4) -> Tensor:
-    """[3] gradient of minus the estimate's loss, averaged over all batches of the enumerated world."""
+def _expected_gradient(
+    estimate: Estimate, num_prompts: int = 1, num_generations: int = 4, pay: Pay = _as_marked, signal: bool = False
+) -> Tensor:
+    """[3] gradient of minus the estimate's loss, averaged over all batches of the enumerated world.
+
+    Args:
+        signal: over those alone of which a group carries a signal.
+    """
     odds = torch.special.logit(torch.tensor(_ACCURACIES, dtype=torch.float64)).requires_grad_(True)
     outcomes = [
         torch.tensor(marks, dtype=torch.float64)
         for marks in itertools.product((0, 1), repeat=num_prompts * num_generations)
     ]
-    whole = torch.zeros_like(odds)
+    whole, total = torch.zeros_like(odds), 0.0
     for drawn in itertools.product(range(len(_ACCURACIES)), repeat=num_prompts):
         prompts = torch.tensor(drawn).repeat_interleave(num_generations)
-        for rewards in outcomes:
-            logps = _logps(odds[prompts], rewards).unsqueeze(1)
-            weight = logps.detach().sum().exp() / len(_ACCURACIES) ** num_prompts
+        for marks in outcomes:
+            rewards = pay(marks)
+            if signal and not any(len(set(group.tolist())) > 1 for group in rewards.view(num_prompts, -1)):
+                continue
+            logps = _logps(odds[prompts], marks).unsqueeze(1)
+            weight = float(logps.detach().sum().exp()) / len(_ACCURACIES) ** num_prompts
             whole = whole + weight * torch.autograd.grad(-estimate(logps, rewards, num_generations), odds)[0]
-    return whole
+            total += weight
+    return whole / total
 
 
 def _true_gradient() -> Tensor:
@@ -93,31 +112,41 @@ def direct_objective(rng: np.random.Generator) -> Finding:
     """1 - cosine of the expected plain GPG gradient with that of the expected reward."""
     expected, true = _expected_gradient(_gpg()), _true_gradient()
     detail = "1 − cosine of the expected gradient with that of the expected reward"
-    return exact(_turn(expected, true), TOLERANCE, f"{detail}; {_length(expected, true)}")
+    return exact(_turn(expected, true), TOLERANCE, f"{detail}; {_length(expected, true)}", 0.0, 2.0)
 
 
 def std_bias(rng: np.random.Generator) -> Finding:
     """The same with the group's standard deviation as divisor."""
     value = _turn(_expected_gradient(_gpg("group"), num_generations=8), _true_gradient())
     angle = math.degrees(math.acos(1 - value))
-    return exact(value, TOLERANCE, f"1 − cosine of the two expected gradients, {angle:.1f} degrees, groups of eight")
+    detail = f"1 − cosine of the two expected gradients, {angle:.1f} degrees, groups of eight"
+    return exact(value, TOLERANCE, detail, 0.0, 2.0)
 
 
-def plain_mean_bias(rng: np.random.Generator) -> Finding:
-    """Relative distance of the expected plain gradient, times G / (G - 1), from that of the expected reward.
+def plain_mean_bias(rng: np.random.Generator, pay: Pay = _as_marked) -> Finding:
+    """Relative distance of the expected plain gradient from that of a group that carries a signal.
 
-    The factor is there for any group mean that holds the completion itself, with or without groups without a signal.
+    The paper's own quantity: what a batch is to estimate is the mean over such groups. Batches of two groups of three,
+    of which one carries a signal at least.
     """
-    expected, true = _expected_gradient(_gpg()) * 4 / 3, _true_gradient()
-    detail = "relative distance of expected gradient × G/(G−1) from that of the expected reward"
-    return exact(_gap(expected, true), TOLERANCE, detail)
+    return _from_valid_mean(False, pay)
 
 
-def age_bias(rng: np.random.Generator) -> Finding:
-    """The same with alpha = B / (B - M), batches of two groups of three."""
-    expected, true = _expected_gradient(_gpg(with_alpha=True), 2, 3) * 3 / 2, _true_gradient()
-    detail = f"relative distance, G/(G−1) taken out; {_length(expected, true)}, 1 − cosine {_turn(expected, true):.0e}"
-    return exact(_gap(expected, true), TOLERANCE, detail)
+def age_bias(rng: np.random.Generator, pay: Pay = _as_marked, with_alpha: bool = True) -> Finding:
+    """The same with alpha = B / (B - M). A mean over a random number of groups need not be unbiased; this one is."""
+    return _from_valid_mean(with_alpha, pay)
+
+
+def _from_valid_mean(with_alpha: bool, pay: Pay) -> Finding:
+    wanted = _expected_gradient(_gpg(), 1, 3, pay, signal=True)
+    expected = _expected_gradient(_gpg(with_alpha=with_alpha), 2, 3, pay, signal=True)
+    whole, true = _expected_gradient(_gpg(with_alpha=with_alpha), 2, 3, pay) * 3 / 2, _true_gradient()
+    detail = (
+        "relative distance of the expected gradient from that of a group with a signal; from the gradient of the "
+        f"expected reward, which is another target, {_gap(whole, true):.0e} with G/(G−1) taken out "
+        f"({_length(whole, true)}, 1 − cosine {_turn(whole, true):.0e})"
+    )
+    return exact(_gap(expected, wanted), TOLERANCE, detail, 0.0)
 
 
 def _length(expected: Tensor, true: Tensor) -> str:
@@ -188,7 +217,7 @@ def zero_gradient(rng: np.random.Generator) -> Finding:
         for f_norm, normalization in itertools.product(("none", "group", "batch"), ("group", "sequence", "batch")):
             gradient = _gradient(batch.loss(1.0, normalization, f_norm), batch)
             largest = max(largest, float(gradient[~batch.valid].abs().max()))
-    return exact(largest, 0.0, f"largest gradient of a token of such a group, {_BATCHES} random batches")
+    return exact(largest, 0.0, f"largest gradient of a token of such a group, {_BATCHES} random batches", 0.0)
 
 
 def age_is_valid_mean(rng: np.random.Generator) -> Finding:
@@ -197,7 +226,7 @@ def age_is_valid_mean(rng: np.random.Generator) -> Finding:
     for batch, normalization in itertools.product(_random_batches(rng, 6), ("group", "sequence")):
         wanted = _gradient(batch.rows(batch.valid).loss(1.0, normalization), batch)
         worst = max(worst, _gap(_gradient(batch.loss(_alpha(batch), normalization), batch), wanted))
-    return exact(worst, TOLERANCE, f"largest relative distance of the two gradients, {_BATCHES} random batches")
+    return exact(worst, TOLERANCE, f"largest relative distance of the two gradients, {_BATCHES} random batches", 0.0)
 
 
 def age_over_processes(rng: np.random.Generator) -> Finding:
@@ -210,19 +239,8 @@ def age_over_processes(rng: np.random.Generator) -> Finding:
         alpha = _alpha(batch)
         loss = torch.stack([batch.rows(rows).loss(alpha) for rows in own]).mean()
         worst = max(worst, _gap(_gradient(loss, batch), _gradient(batch.rows(batch.valid).loss(), batch)))
-    return exact(worst, TOLERANCE, f"largest relative distance, {_BATCHES} random batches on 2, 3 and 6 processes")
-
-
-def std_makes_up(rng: np.random.Generator) -> Finding:
-    """What is left of a gradient when groups without a signal join, with the group's std as divisor minus without."""
-    shares: dict[str, list[float]] = {"group": [], "none": []}
-    for batch in _random_batches(rng, 6):
-        for f_norm, found in shares.items():
-            alone = _gradient(batch.rows(batch.valid).loss(f_norm=f_norm), batch)
-            found.append(float(_gradient(batch.loss(f_norm=f_norm), batch).norm() / alone.norm()))
-    divided, plain = (np.array(shares[name]) for name in ("group", "none"))
-    detail = f"{plain.mean():.2f} of the gradient is left on average without the divisor, {divided.mean():.2f} with it"
-    return exact((divided - plain).mean(), TOLERANCE, detail)
+    detail = f"largest relative distance, {_BATCHES} random batches on 2, 3 and 6 processes"
+    return exact(worst, TOLERANCE, detail, 0.0)
 
 
 def _alpha(batch: _Batch) -> float:
@@ -276,7 +294,7 @@ def _variance_ratio(a: np.ndarray, b: np.ndarray, detail: str) -> Finding:
     value, half = logs[0] - logs[1], Z95 * math.hypot(*errors)
     of_log = interval("repeats", value - half, value + half, None)
     found = replace(of_log, low=math.exp(of_log.low), high=math.exp(of_log.high))
-    return Finding(math.exp(value), (found,), 1.0, None, f"ratio of variances; {detail}")
+    return Finding(math.exp(value), (found,), 1.0, None, f"ratio of variances; {detail}", 0.0)
 
 
 def baseline_variance(rng: np.random.Generator) -> Finding:
@@ -295,14 +313,70 @@ def threshold_variance(rng: np.random.Generator) -> Finding:
     return _variance_ratio(kept, plain, f"{_REPEATS} simulated steps each, {draws:.1f} times the completions")
 
 
-def full_resampling(rng: np.random.Generator) -> Finding:
-    """Least factor in completions per step if every group is to carry a signal, at the quoted ends of alpha."""
-    factors = [
-        dynamics.resampling(1 / alpha, _GROUPS, beta_th=1.0, max_draws=1000).expected_draws
-        for alpha in published_range("Figure 2", "alpha")
-    ]
-    shown = " and ".join(f"{factor:.1f}" for factor in factors)
-    return exact(min(factors), 1.0, f"{shown} times the completions, closed form, {_GROUPS} groups a step")
+def std_makes_up(rng: np.random.Generator, alphas: Sequence[float] | None = None) -> Finding:
+    """Relative distance from the mean over groups with a signal: of the gradient divided by the group's standard
+    deviation, minus that of the plain one. Negative: the divisor takes the gradient nearer, as the correction does.
+
+    Args:
+        alphas: expected B / (B - M) of the simulated batches, an interval each; None: the ends of the quoted range.
+    """
+    found, texts = [], []
+    for alpha in published_range("Figure 2", "alpha") if alphas is None else alphas:
+        far = np.array([_distances(batch) for batch in _simulated_batches(rng, 1 / alpha)])
+        low, high = stats.t.interval(0.95, len(far) - 1, *_mean_and_error(far[:, 1] - far[:, 0]))
+        found.append(interval("repeats", low, high, len(far) - 1))
+        texts.append(f"{far[:, 0].mean():.2f} without the divisor and {far[:, 1].mean():.2f} with it at α = {alpha:g}")
+    value = float(np.mean([(i.low + i.high) / 2 for i in found]))
+    detail = f"relative distance from the mean over groups with a signal: {'; '.join(texts)}"
+    return Finding(value, tuple(found), 0.0, None, f"{detail}; {_REPEATS} simulated batches of {_PROMPTS} groups each")
+
+
+def _simulated_batches(rng: np.random.Generator, valid: float) -> Iterator[_Batch]:
+    """Batches of 0/1 rewards from Beta-distributed accuracies, a group carrying a signal with this probability."""
+    concentration = dynamics.fit_concentration(0.5, valid, _SIZE)
+    shape = dynamics.Population(0.5, concentration, _SIZE).shape
+    for _ in range(_REPEATS):
+        rewards = (rng.random((_PROMPTS, _SIZE)) < rng.beta(*shape, size=(_PROMPTS, 1))).astype(float)
+        yield _Batch(
+            torch.from_numpy(rewards).flatten(),
+            torch.ones(_PROMPTS * _SIZE, 1, dtype=torch.float64),
+            torch.from_numpy(rng.normal(size=(_PROMPTS * _SIZE, 1))).requires_grad_(True),
+            _SIZE,
+        )
+
+
+def _distances(batch: _Batch) -> tuple[float, float]:
+    """From the mean over groups with a signal: of the plain gradient, and of that with the group's std as divisor."""
+    wanted = _gradient(batch.rows(batch.valid).loss(), batch)
+    plain, divided = (_gap(_gradient(batch.loss(f_norm=f_norm), batch), wanted) for f_norm in ("none", "group"))
+    return plain, divided
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def full_resampling(
+    rng: np.random.Generator, num_groups: int = _PROMPTS, alphas: Sequence[float] | None = None
+) -> Finding:
+    """Completions to sample for one variance of the gradient if every group is to carry a signal, over those if one
+    draw is corrected. The variance of a mean over n groups is taken as one over n.
+
+    Args:
+        num_groups: of a step.
+        alphas: B / (B - M), an interval each; None: the ends of the quoted range.
+    """
+    factors, draws = [], []
+    for alpha in published_range("Figure 2", "alpha") if alphas is None else alphas:
+        step = dynamics.resampling(1 / alpha, num_groups, beta_th=1.0, max_draws=1000)
+        draws.append(step.expected_draws)
+        factors.append(step.expected_draws / step.first_alpha)  # variances: 1 / B against E[1 / (B - M)]
+    shown, sampled = (" and ".join(f"{value:.2f}" for value in values) for values in (factors, draws))
+    detail = (
+        f"completions for one variance, {shown} times; in one step {sampled} times; {num_groups} groups, closed form"
+    )
+    parts = tuple(exact(factor, 1.0).intervals[0] for factor in factors)
+    return Finding(float(np.mean(factors)), parts, 1.0, None, detail, 0.0)
 
 
 # Inspections of the trainers ----------------------------------------------------------------------------------------
@@ -311,7 +385,7 @@ def full_resampling(rng: np.random.Generator) -> Finding:
 def _component(name: str) -> Callable[[np.random.Generator], Finding]:
     def check(rng: np.random.Generator) -> Finding:
         has = getattr(inspected("GPG"), name)
-        return exact(has, 0.0, "found in the trainer" if has else "not found in the trainer")
+        return exact(has, 0.0, "found in the trainer" if has else "not found in the trainer", 0.0, 1.0)
 
     check.__doc__ = f"1 if the GPG trainer has a {name.replace('_', ' ')}, else 0."
     return check
@@ -321,7 +395,7 @@ def grpo_components(rng: np.random.Generator) -> Finding:
     """Components in which the GRPO trainer differs from the printed row."""
     printed, found = published_table("Table 2").loc["GRPO"], inspected("GRPO")
     differing = [title for title, name in COMPONENTS.items() if bool(printed[title]) != getattr(found, name)]
-    return exact(len(differing), 0.0, f"differs in: {', '.join(differing) or 'nothing'}")
+    return exact(len(differing), 0.0, f"differs in: {', '.join(differing) or 'nothing'}", 0.0)
 
 
 def fewest_components(rng: np.random.Generator) -> Finding:
@@ -339,7 +413,7 @@ def cost_of_a_step(rng: np.random.Generator) -> Finding:
         f"forward passes per completion {passes[0]:.2f} against {passes[1]:.2f} ({own.share_valid:.0%} of the groups "
         f"carry a signal), parameters {held[0]:.0f} against {held[1]:.0f} times the policy's; one step, smoke base"
     )
-    return exact(max(passes[0] / passes[1], held[0] / held[1]), 1.0, detail)
+    return exact(max(passes[0] / passes[1], held[0] / held[1]), 1.0, detail, 0.0)
 
 
 @dataclass(frozen=True)
@@ -361,7 +435,7 @@ CHECKS = {
     "zero_gradient": NamedCheck(zero_gradient),
     "age_is_valid_mean": NamedCheck(age_is_valid_mean),
     "age_over_processes": NamedCheck(age_over_processes),
-    "std_makes_up": NamedCheck(std_makes_up),
+    "std_makes_up": NamedCheck(std_makes_up, "miniature"),
     "baseline_variance": NamedCheck(baseline_variance, "miniature"),
     "threshold_variance": NamedCheck(threshold_variance, "miniature"),
     "full_resampling": NamedCheck(full_resampling),

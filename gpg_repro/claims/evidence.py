@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -252,7 +252,7 @@ class Records:
             return _over_seeds(per_seed, f"last {_ENDS} steps minus first {_ENDS}, {steps} steps")
         mean = _over_seeds([values.mean() for values in series], f"mean over {steps} steps")
         if claim.statistic == "mean":
-            return mean
+            return replace(mean, least=0.0, most=1.0) if claim.quantity.startswith("frac_") else mean
         pooled = pd.concat(series)
         return Spread(float(pooled.min()), float(pooled.max()), mean, published_range(*claim.quoted))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +31,9 @@ from gpg_repro.claims.figure import Line, forest_figure
 from gpg_repro.claims.rule import (
     LEVEL,
     PLACES,
+    Direction,
     Finding,
+    Outcome,
     Spread,
     Verdict,
     combine,
@@ -39,8 +41,11 @@ from gpg_repro.claims.rule import (
     judge,
     judge_range,
     labelled,
+    outcomes,
+    range_outcomes,
     resolved,
 )
+from gpg_repro.figures.base import published_range
 from gpg_repro.paths import results as default_results
 from gpg_repro.tables import TABLES
 from gpg_repro.tables.base import BASE, source_name
@@ -101,6 +106,8 @@ class Row:
     """The same after Holm's correction for the number of comparisons."""
     measured: Mapping[str, str]
     """By place, what the words rest on."""
+    outcomes: Mapping[Verdict, Outcome] = field(default_factory=dict)
+    """What result earns each word; empty where nothing can be measured."""
 
 
 @dataclass
@@ -270,15 +277,18 @@ def _row(
     if claim.compare:
         return _compared(claim, lines, adjusted)
     verdicts: dict[str, Verdict | None] = dict.fromkeys(PLACES)
-    measured = dict.fromkeys(PLACES, "")
+    measured, possible = dict.fromkeys(PLACES, ""), {}
     if claim.check:
         check = CHECKS[claim.check.name]
         found = check.function(rng) if inspections or not check.inspects else None
+        possible = _possible(claim.check.direction, found)
         verdicts[check.place] = judge(claim.check.direction, found)
         measured[check.place] = "the trainers were not inspected" if found is None else _checked(claim, found)
     elif claim.training:
         for place, source in sources.items():
             found = source.training(claim.training)
+            if found is not None or not possible:
+                possible = _possible(claim.training.direction, found, claim.training.quoted)
             verdicts[place] = judge_range(found) if claim.training.statistic == "range" else judge(
                 claim.training.direction, found
             )  # fmt: skip
@@ -286,9 +296,17 @@ def _row(
     else:
         verdicts |= dict.fromkeys(("miniature", "paper"), judge("greater", None))
         measured = dict.fromkeys(PLACES, claim.untested)
-    return Row(
-        claim, (), printed_cells(claim), judge("greater", None), judge("greater", None), verdicts, verdicts, measured
-    )
+    printed_word = judge("greater", None)
+    return Row(claim, (), printed_cells(claim), printed_word, printed_word, verdicts, verdicts, measured, possible)
+
+
+def _possible(
+    direction: Direction, found: Finding | Spread | None, quoted: tuple[str, str] | None = None
+) -> dict[Verdict, Outcome]:
+    """What earns each word, given the bound and the ends of what was measured."""
+    if direction == "within":
+        return range_outcomes(*published_range(*quoted))
+    return outcomes(direction) if found is None else outcomes(direction, found.bound, found.least, found.most)
 
 
 def _compared(claim: Claim, lines: tuple[PairLine, ...], adjusted: Adjusted) -> Row:
@@ -313,6 +331,7 @@ def _compared(claim: Claim, lines: tuple[PairLine, ...], adjusted: Adjusted) -> 
         {"computed": None, **verdicts},
         {"computed": None, **after},
         {"computed": "", **{place: _measured_text(lines, place) for place in places}},
+        outcomes(claim.compare.direction, bound_of(claim)),
     )
 
 
@@ -398,8 +417,7 @@ def _over(over: str, found: Measured) -> str:
 
 
 def _checked(claim: Claim, found: Finding) -> str:
-    (only,) = found.intervals
-    spread = "" if only.over == "exact" else f" [{only.low:.2g}, {only.high:.2g}]"
+    spread = "".join(f" [{i.low:.2g}, {i.high:.2g}]" for i in found.intervals if i.low < i.high)
     sign = _SIGNS[claim.check.direction].format(f"{found.bound:g}")
     return f"{found.value:.2g}{spread}, claimed {sign}: {found.detail}"
 
@@ -434,6 +452,11 @@ def _rests_on(row: Row) -> str:
     return "; ".join(f"{PLACES[place]}: {text}" if len(shown) > 1 else text for place, text in shown.items())
 
 
+def _earns(row: Row) -> str:
+    words = {word: row.outcomes[word].text for word in Verdict if word in row.outcomes}
+    return "; ".join(f"{word}: {text}" for word, text in words.items()) or "–"
+
+
 def _sections(rows: Sequence[Row]) -> list[tuple[str, pd.DataFrame]]:
     found = []
     for kind, heading in KINDS.items():
@@ -448,6 +471,7 @@ def _sections(rows: Sequence[Row]) -> list[tuple[str, pd.DataFrame]]:
                 ("this repository", f"{PLACES['miniature']} (not the paper's models)"): _word(row, "miniature"),
                 ("this repository", PLACES["paper"]): _word(row, "paper"),
                 ("this repository", "what this rests on"): _rests_on(row),
+                ("this repository", "what would earn each word"): _earns(row),
                 ("this repository", "remark"): row.claim.remark,
             }
             for row in mine
@@ -518,6 +542,7 @@ def _long(rows: Sequence[Row], scale: str) -> pd.DataFrame:
                 **{f"word_{place}": _cell(row.verdicts[place], place) for place in PLACES},
                 **{f"word_{place}_after_holm": _cell(row.corrected[place], place) for place in PLACES},
                 **{f"rests_on_{place}": row.measured[place] for place in PLACES},
+                "what_earns_each_word": _earns(row),
                 "miniature_scale": MINIATURE,
                 "remark": row.claim.remark,
             }

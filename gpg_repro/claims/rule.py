@@ -14,6 +14,9 @@ A claim of several tests takes ``every`` one of them, or ``most``: see :func:`co
 :func:`judge_range`. For a claim that something is *no* better or worse ("not greater", "not less") the bound itself is
 on the claimed side; the paper states no margin within which two scores count as equal, so none is assumed.
 
+A quantity that has an end at the bound (a share above nothing) contradicts "greater" where it lies at that end.
+:func:`outcomes` has a result for each word, so that no claim can come out one way only.
+
 The same words stand in four places that never mix: what the printed numbers carry, given their item counts; what was
 found by computation, at any size; what was measured in miniature; what was measured at paper scale.
 """
@@ -89,6 +92,9 @@ class Finding:
     """Training seeds behind it; None: training is no part of it, so no number of seeds is needed."""
     detail: str = ""
     """What was measured, for people: counts, both values, what a reader should know."""
+    least: float = -math.inf
+    most: float = math.inf
+    """The ends of what the quantity can be, whatever was measured: a distance is not below zero."""
 
     @property
     def p_value(self) -> float:
@@ -96,10 +102,13 @@ class Finding:
         return max(interval.p_value for interval in self.intervals)
 
 
-def exact(value: float, bound: float = 0.0, detail: str = "") -> Finding:
+def exact(
+    value: float, bound: float = 0.0, detail: str = "", least: float = -math.inf, most: float = math.inf
+) -> Finding:
     """A number that was computed, not sampled: its interval is itself."""
     value = float(value)
-    return Finding(value, (Interval("exact", value, value, float(value == bound)),), bound, None, detail)
+    of = Interval("exact", value, value, float(value == bound))
+    return Finding(value, (of,), bound, None, detail, least, most)
 
 
 def interval(over: str, low: float, high: float, df: float | None, bound: float = 0.0) -> Interval:
@@ -135,12 +144,55 @@ def judge(direction: Direction, finding: Finding | None, min_seeds: int = MIN_SE
         return Verdict.NOT_RESOLVED
     low, high, bound = min(ends), max(ends), finding.bound
     claimed, other = {
-        "greater": (low > bound, high < bound),
-        "less": (high < bound, low > bound),
+        "greater": (low > bound, high < bound or high == bound == finding.least),
+        "less": (high < bound, low > bound or low == bound == finding.most),
         "not greater": (high <= bound, low > bound),
         "not less": (low >= bound, high < bound),
     }[direction]
     return Verdict.SUPPORTED if claimed else Verdict.CONTRADICTED if other else Verdict.NOT_RESOLVED
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What earns a word: as a sentence, and as a result that the rule can be fed with. None: no number at all."""
+
+    text: str
+    result: Finding | Spread | None
+
+
+def outcomes(
+    direction: Direction, bound: float = 0.0, least: float = -math.inf, most: float = math.inf
+) -> dict[Verdict, Outcome]:
+    """A result for each word that a quantity between ``least`` and ``most`` can earn. A missing word: a tautology."""
+    below, above = max(least, bound - 1.0), min(most, bound + 1.0)
+    up, strict = direction in ("greater", "not less"), direction in ("greater", "less")
+    at = f"{bound:g}"
+    if strict and bound in (least, most):
+        sides = {above if bound == least else below: "above" if bound == least else "below", bound: "at"}
+    else:
+        sides = {below: "below" if strict or up else "not above", above: "above" if strict or not up else "not below"}
+    found = {}
+    for value, side in sides.items():
+        result = exact(value, bound, "", least, most)
+        if (word := judge(direction, result)) != Verdict.NOT_RESOLVED:
+            found.setdefault(word, Outcome(f"every interval {side} {at}", result))
+    wide = replace(exact(bound, bound, "", least, most), intervals=(Interval("repeats", below, above, 1.0),))
+    found.setdefault(judge(direction, wide), Outcome(f"an interval on both sides of {at}, or too few seeds", wide))
+    found[judge(direction, None)] = Outcome("no number", None)
+    return found
+
+
+def range_outcomes(low: float, high: float) -> dict[Verdict, Outcome]:
+    """The same for a claimed range."""
+    inside, outside = (low + high) / 2, high + 1.0
+    steady, beyond = (replace(exact(value), num_seeds=MIN_SEEDS) for value in (inside, outside))
+    results = {
+        "every step inside": Spread(inside, inside, steady, (low, high)),
+        "the mean over steps outside with its interval": Spread(outside, outside, beyond, (low, high)),
+        "single steps outside, or too few seeds": Spread(inside, outside, steady, (low, high)),
+        "no number": None,
+    }
+    return {judge_range(result): Outcome(text, result) for text, result in results.items()}
 
 
 @dataclass(frozen=True)
