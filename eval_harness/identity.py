@@ -167,7 +167,7 @@ def model_changes(run: RunRecord, model: Mapping[str, Any]) -> list[str]:
     if model["weights"] is None:
         keys = ("name", "revision")
         return [_WORDS[key] for key in keys if run.model.get(key) != model[key]]
-    then = _parts(run)
+    then = recorded_parts(run)
     if not then:
         return ["weights"] if run.model.get("weights") != model["weights"] else [NOT_KEPT]
     return _other(_of_model(then), model_parts(model))
@@ -203,7 +203,7 @@ def data_changes(run: RunRecord, parts: Mapping[str, str]) -> list[str]:
 
     Records of versions 3 and 4 hold the hashes of items, none of pictures.
     """
-    then = _parts(run) or {
+    then = recorded_parts(run) or {
         f"items of {name}": known["items_hash"]
         for name, known in run.provenance.get("benchmarks", {}).items()
         if "items_hash" in known
@@ -230,7 +230,8 @@ def _other(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     return [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
 
 
-def _parts(run: RunRecord) -> dict[str, str]:
+def recorded_parts(run: RunRecord) -> dict[str, str]:
+    """A record's parts by name; none where it holds none."""
     parts = identity_of(run).get("parts")
     return dict(parts) if isinstance(parts, Mapping) else {}
 

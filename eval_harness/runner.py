@@ -1068,7 +1068,7 @@ def _items_misfits(items: list[Item], run: RunRecord, benchmark: Benchmark, know
     if prompts_hash(items) != result.prompts_hash:
         return []  # told already
     if known:
-        held = identities.identity_of(run).get("parts", {}) if run.shard is None else {}
+        held = identities.recorded_parts(run) if run.shard is None else {}
         held = {known["items_hash"], held.get(f"items of {benchmark.name}", known["items_hash"])}
         return [] if held == {provenance.items_hash(items)} else [
             "golds or contexts are not those of the record (items_hash)"

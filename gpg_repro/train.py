@@ -426,7 +426,7 @@ def _train(run: _Run) -> Path:
                     "finished": records.now(not_before=record.created),
                     "checkpoint": "checkpoint",
                     "num_steps": trainer.state.global_step,
-                    "steps_hash": records.lines_hash(folder / "steps.jsonl"),
+                    "steps_hash": records.lines_hash(steps) if (steps := folder / "steps.jsonl").exists() else None,
                     "timings": timings,
                 }
             ),
