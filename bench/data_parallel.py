@@ -37,8 +37,9 @@ STANDING: list[EngineProcess | EngineGroup] = []
 
 
 def processes(engine: EngineProcess | EngineGroup) -> set[int]:
-    """The engine's processes."""
-    return {one._process.pid for one in getattr(engine, "_engines", [engine])}
+    """The engine's processes: its guards, and what they have started."""
+    guards = [psutil.Process(one._process.pid) for one in getattr(engine, "_engines", [engine])]
+    return {process.pid for one in guards for process in (one, *one.children(recursive=True))}
 
 
 def cpu_seconds(engine: EngineProcess | EngineGroup) -> dict[str, float]:

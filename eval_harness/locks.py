@@ -39,7 +39,7 @@ def locked(folder: Path, what: str, name: str = LOCK) -> Iterator[None]:
             raise UserError(f"{folder} is in use: {_told(owner)}. Wait for it, or give another folder.") from None
     with lock:
         with contextlib.suppress(OSError):  # on a full disk the lock holds without it
-            mine = {"what": what, "process": os.getpid(), "host": socket.gethostname(), "since": records.now()}
+            mine = {"what": what, "process": os.getpid(), **_here(), "since": records.now()}
             owner.write_text(json.dumps(mine), encoding="utf-8")
         try:
             if name == LOCK:
@@ -50,10 +50,19 @@ def locked(folder: Path, what: str, name: str = LOCK) -> Iterator[None]:
                 owner.unlink(missing_ok=True)
 
 
+def _here() -> dict[str, str]:
+    """Where a process id means something: host name, running kernel and, in a container, its own process numbers."""
+    try:
+        numbers = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        numbers = ""
+    return {"host": socket.gethostname(), "boot": records.boot(), "numbers": numbers}
+
+
 def _told(owner: Path) -> str:
     try:
         found = json.loads(owner.read_text(encoding="utf-8"))
-        where = "here" if found["host"] == socket.gethostname() else f"on {found['host']}"
+        where = "here" if _here().items() <= {**found}.items() else f"on {found['host']}"
         return f"process {found['process']} {where} has been writing to it since {found['since']} ({found['what']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process is writing to it"

@@ -14,20 +14,22 @@ depends on time or on the order of work, so that a resumed run equals an undistu
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
-import psutil
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -308,43 +310,77 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all, as :func:`write_json`; its folder is made if need be."""
     with disk_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = aside(path)
         _remove_abandoned(path)
+        with _aside(path) as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[BinaryIO]:
+    """A temporary neighbour of a file, to be moved over it; removed if it was not.
+
+    Its name is its own: processes in containers share host name and process ids. Its writer holds a lock on it, so
+    nobody takes it for abandoned (:func:`_abandoned`).
+    """
+    while True:
+        file = open(path.with_name(f".{path.name}.{boot()}-{secrets.token_hex(6)}.tmp"), "xb")  # noqa: SIM115
+        with contextlib.suppress(OSError):  # a file system without locks: nobody else gets one on it either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(file.name), os.fstat(file.fileno())):
+                break
+        file.close()  # it was removed before it was locked
+    with file:
         try:
-            with open(temporary, "wb") as file:
-                file.write(content.encode("utf-8") if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            yield file
         finally:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                os.unlink(file.name)
 
 
-def aside(path: Path) -> Path:
-    """The temporary neighbour through which a file is written; :func:`sweep` knows its name."""
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
+@cache
+def boot() -> str:
+    """Which running kernel this is, containers on it included; of other systems than Linux, which host."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        name = socket.gethostname()
+    return xxhash.xxh32_hexdigest(name.encode())
 
 
-def _machine() -> str:
-    return xxhash.xxh32_hexdigest(socket.gethostname().encode())
+def _abandoned(left: Path) -> bool:
+    """Whether the writer of a temporary file is gone: the kernel gives its lock away, whoever it was."""
+    try:
+        with open(left, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # it is being written, it has just been moved, or there are no locks here
+        return False
+    return True
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary neighbours of a file whose writers, on this machine, were killed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{_machine()}-*.tmp"):
-        process = left.name.rsplit("-", 1)[1].removesuffix(".tmp")
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
-            with contextlib.suppress(OSError):
-                left.unlink()
+    """Remove the temporary neighbours of a file whose writers were killed.
+
+    Those of another kernel stay: some network file systems keep locks to one machine. They go with :func:`sweep`.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{boot()}-*.tmp"):
+        _remove_if_abandoned(left)
+
+
+def _remove_if_abandoned(left: Path) -> None:
+    with contextlib.suppress(OSError):
+        if _abandoned(left):
+            left.unlink()
 
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files that killed writes left in a run's folder. Its lock must be held."""
     for part in (folder, *(folder / name for name in ("items", "samples", "masks"))):
         for path in part.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            _remove_if_abandoned(path)
 
 
 def append_lines(path: Path, records: Iterable[BaseModel]) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eval_harness import guard
 from eval_harness.errors import UserError
 from gpg_repro.costs import STRATEGIES
 from gpg_repro.recipe import Recipe, load_recipe
@@ -381,8 +382,11 @@ def run_launch(launch: Launch, node_rank: int = 0) -> int:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """A command in the foreground. What ends us ends it, too, with the time it needs to leave its GPUs."""
-    process = subprocess.Popen(command, env=environment)
+    """A command in the foreground. What ends us ends it, too, with the time it needs to leave its GPUs.
+
+    SIGKILL alone leaves it no time.
+    """
+    process = subprocess.Popen([*guard.command(None), *command], env=environment)
     with _when_ended(process.send_signal):
         try:
             status = process.wait()
@@ -408,14 +412,14 @@ def _server(launch: Launch, base: str | None, gpus: Sequence[str]) -> Iterator[N
     """A vLLM server that answers; ended with the block."""
     t = launch.recipe.setup.training
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    server = subprocess.Popen(server_command(launch, base), env=environment, start_new_session=True)
+    command = [*guard.command(None), *server_command(launch, base)]
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         with _when_ended(lambda number: sys.exit(128 + number)):
             _wait_for(server, f"http://{t.vllm_server_host}:{t.vllm_server_port}/health")
             yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)  # its engine processes as well
+        server.terminate()  # its guard ends the engine processes after it
         try:
             server.wait(timeout=30)
         except subprocess.TimeoutExpired:

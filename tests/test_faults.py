@@ -260,22 +260,108 @@ def test_what_killed_writes_left_is_removed(tmp_path):
         assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
 
 
+STOPS = """
+import os, signal, sys
+from pathlib import Path
+from eval_harness import records
+def stop(*paths):  # everything is written, nothing is moved yet
+    print(Path(paths[0]).name, flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.replace = stop
+records.write_whole(Path(sys.argv[1]), "theirs")
+"""
+
+
+@contextlib.contextmanager
+def stopped_write(path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A process in the middle of a write, and the name of its temporary file; a line sent to it kills it."""
+    command = [sys.executable, "-c", STOPS, str(path)]
+    writer = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield writer, writer.stdout.readline().strip()
+    finally:
+        writer.kill()
+        writer.communicate()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("name", ["table.md", "table-of-2.md"])
 def test_what_a_killed_write_left_goes_with_the_next_write(tmp_path, name):
-    """Of the same file, by a process of this machine that is gone; nobody else's."""
+    """Of the same file and by a process of this kernel that is gone; nobody else's."""
     path = tmp_path / name
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    own = records.aside(path).name
-    left = own.replace(f"-{os.getpid()}.", f"-{dead.stdout.strip()}.")
-    others = [
-        own.replace(f"-{os.getpid()}.", f"-{os.getppid()}."),
-        f".{name}.00000000-1.tmp",
-        left.replace("md", "csv"),
-    ]
-    for other in (left, *others):
+    with stopped_write(path) as (writer, left):
+        assert left.startswith(f".{name}.{records.boot()}-")
+        writer.communicate("now\n")
+        assert writer.returncode == -signal.SIGKILL and names(tmp_path) == {left}
+    others = {f".{name}.00000000-123456789abc.tmp", left.replace(".md.", ".csv.")}
+    for other in others:
         (tmp_path / other).touch()
     records.write_whole(path, "x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, name])
+    assert names(tmp_path) == {name, *others}
+
+
+def test_a_write_that_goes_on_is_nobody_elses(tmp_path, monkeypatch):
+    """Two containers: the other process has our host name, and a process id that nobody here has."""
+    monkeypatch.setattr("socket.gethostname", lambda: "job")
+    monkeypatch.setattr("psutil.pid_exists", lambda pid: False)
+    path = tmp_path / "run.json"
+    with stopped_write(path) as (_, theirs):
+        records.write_whole(path, "ours")
+        with locked(tmp_path, "evaluation"):
+            assert names(tmp_path) == {"run.json", theirs, ".lock", ".lock.owner"}
+        assert path.read_text() == "ours" and (tmp_path / theirs).read_text() == "theirs"
+    with locked(tmp_path, "evaluation"):
+        assert names(tmp_path) == {"run.json", ".lock", ".lock.owner"}
+
+
+def test_two_containers_with_one_process_id_write_the_same_file(tmp_path, monkeypatch):
+    """Each in the middle of its write when the other begins: neither writes into the other's temporary file."""
+    monkeypatch.setattr("socket.gethostname", lambda: "job")
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    path, replace, seen = tmp_path / "run.json", os.replace, []
+
+    def inside(*paths):
+        monkeypatch.setattr("os.replace", replace)
+        seen.append(paths[0])
+        records.write_whole(path, "second")
+        assert Path(paths[0]).read_text() == "first"
+        replace(*paths)
+
+    monkeypatch.setattr("os.replace", inside)
+    records.write_whole(path, "first")
+    assert path.read_text() == "first" and names(tmp_path) == {"run.json"} and len(seen) == 1
+
+
+def test_a_temporary_file_that_is_taken_before_its_lock_is_made_again(tmp_path, monkeypatch):
+    """Between its creation and its lock it looks abandoned."""
+    lock, taken = records.fcntl.flock, []
+
+    def late(file, how):
+        if not taken:
+            taken.extend(tmp_path.glob(".*.tmp"))
+            taken[0].unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(records.fcntl, "flock", late)
+    records.write_whole(tmp_path / "run.json", "x")
+    assert len(taken) == 1 and names(tmp_path) == {"run.json"} and (tmp_path / "run.json").read_text() == "x"
+
+
+def test_a_holder_in_another_container_is_not_here(holder, monkeypatch):
+    """Same host name, another table of processes: its number says nothing here."""
+    process, folder = holder
+    note = json.loads((folder / ".lock.owner").read_text())
+    host = note["host"]
+    with pytest.raises(UserError, match=f"process {process.pid} here"), locked(folder, "training"):
+        pass
+    for change in ({"numbers": "pid:[1]"}, {"boot": "00000000"}):
+        (folder / ".lock.owner").write_text(json.dumps(note | change))
+        with pytest.raises(UserError, match=f"process {process.pid} on {host}"), locked(folder, "training"):
+            pass
 
 
 def test_a_run_killed_before_its_first_line_resumes(model, engine, tmp_path, monkeypatch):

@@ -356,9 +356,13 @@ def test_the_status_of_a_launch_is_that_of_the_training(status, stand_in):
     assert run_launch(plan_launch(PAPER, ["scale=paper"], strategy="ddp")) == status
 
 
+TELL_LAUNCHER = "import os, psutil, signal, time; os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGTERM)"
+"""The parent of a program is its guard."""
+
+
 def test_a_launch_that_is_told_to_end_passes_it_on(stand_in):
     """SLURM, or a user, ends the launcher: the training ends too, and the status says by what."""
-    stand_in(["import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"])
+    stand_in([f"{TELL_LAUNCHER}; time.sleep(60)"])
     before = signal.getsignal(signal.SIGTERM)
     assert run_launch(plan_launch(PAPER, ["scale=paper"], strategy="ddp")) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
@@ -378,7 +382,7 @@ def test_the_server_answers_before_the_training_starts_and_ends_with_it(stand_in
 
 def test_a_launch_that_ends_while_its_server_starts_leaves_none(stand_in, tmp_path):
     told = "import os, pathlib, signal, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))"
-    told += "; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    told += f"; {TELL_LAUNCHER}; time.sleep(60)"
     stand_in(["raise SystemExit('not started')"], [told, str(tmp_path / "server")])
     launch = plan_launch(PAPER, ["scale=paper", f"vllm_server_port={free_port()}"], strategy="ddp", vllm="server")
     with pytest.raises(SystemExit) as ended:

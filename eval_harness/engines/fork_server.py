@@ -28,6 +28,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval_harness import guard
+
 PRELOAD = (
     "eval_harness.engines.transformers",
     "transformers.generation.utils",
@@ -111,6 +113,7 @@ class ForkServer:
         with theirs:
             self._process = subprocess.Popen(
                 [
+                    *guard.command(theirs.fileno()),
                     sys.executable,
                     "-c",
                     f"from eval_harness.engines import fork_server as s; s.serve({theirs.fileno()})",
@@ -124,7 +127,7 @@ class ForkServer:
             )
 
     def close(self) -> None:
-        """End the process; engines that still run end with their own input."""
+        """End the process, and engines that still run."""
         if self._process is not None:
             self._control.close()
             self._process.wait()
@@ -219,14 +222,14 @@ def serve(control_fd: int) -> None:
                 if not data:
                     return
                 holder = socket.socket(fileno=fds[3])
-                pid = os.fork()
+                server, pid = os.getpid(), os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for other in (control, wake, waker, holder, *holders.values()):
                         other.close()
                     selector.close()
-                    _become_engine(json.loads(data), fds[:3])
+                    _become_engine(json.loads(data), fds[:3], server)
                 for fd in fds[:3]:
                     os.close(fd)
                 holders[pid] = holder
@@ -246,7 +249,8 @@ def _tell(holder: socket.socket, number: int) -> None:
         holder.sendall(_NUMBER.pack(number))
 
 
-def _become_engine(request: Mapping[str, Any], fds: list[int]) -> None:
+def _become_engine(request: Mapping[str, Any], fds: list[int], server: int) -> None:
+    """The guard of an engine, and the engine; does not return."""
     os.setsid()
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -255,4 +259,6 @@ def _become_engine(request: Mapping[str, Any], fds: list[int]) -> None:
         os.close(fd)
     os.chdir(request["folder"])
     sys.argv = ["worker", request["engine"]]
-    runpy.run_module("eval_harness.engines.worker", run_name="__main__", alter_sys=True)  # ends with os._exit
+    guard.run(
+        lambda: runpy.run_module("eval_harness.engines.worker", run_name="__main__", alter_sys=True), server, lifeline=0
+    )

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from eval_harness import guard
 from eval_harness.engines.base import Completion, EngineError, EngineSettings, Request, Result
 from eval_harness.engines.fork_server import engine_environment, fork_engine
 from eval_harness.private import hide
@@ -30,7 +31,7 @@ IMAGE_WINDOW = 128
 
 
 class EngineProcess:
-    """An engine in a process group of its own. Use as a context manager.
+    """An engine in a process group of its own, which does not outlive this process. Use as a context manager.
 
     Args:
         engine: ``vllm`` or ``transformers``.
@@ -51,7 +52,7 @@ class EngineProcess:
         with open(self.log, "ab") as log_file:  # a folder that cannot be written is told before anything starts
             self._log_start = log_file.tell()
         self._process = fork_engine(engine, env) or subprocess.Popen(
-            [sys.executable, "-m", "eval_harness.engines.worker", engine],
+            [*guard.command(), sys.executable, "-m", "eval_harness.engines.worker", engine],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

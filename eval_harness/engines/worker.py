@@ -1,7 +1,8 @@
 """Inside the engine's process: ``python -m eval_harness.engines.worker vllm|transformers``.
 
 Reads JSON lines from standard input, answers on a private copy of standard output (what libraries print goes to the
-log). End of input means that the run is over or was killed: the whole process group ends.
+log). End of input means that the run is over: the process ends, and its guard (:mod:`eval_harness.guard`) ends what it
+has started. The guard also sees what this process cannot while it imports or computes: that the run was killed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import traceback
@@ -71,8 +71,6 @@ def _load(engine: str, settings: EngineSettings) -> Backend:
 def _read_input(inbox: queue.SimpleQueue) -> None:
     for line in sys.stdin.buffer:
         inbox.put(json.loads(line))
-    if os.getpgrp() == os.getpid():  # started by EngineProcess: take the engine's own children along
-        os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 

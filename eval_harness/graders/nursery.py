@@ -30,6 +30,8 @@ from typing import Any
 
 import psutil
 
+from eval_harness import guard
+
 PRELOAD = ("eval_harness.graders.warm",)
 """Modules that every worker has from the start."""
 LIGHTEVAL = "eval_harness.graders.warm_lighteval"
@@ -100,7 +102,7 @@ class _Nursery:
         alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", program, json.dumps(settings)],
+                [*guard.command(theirs.fileno()), sys.executable, "-c", program, json.dumps(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -260,23 +262,13 @@ def _work(fd: int, memory: int, nursery: int) -> None:
     """A worker's whole life; does not return."""
     status = 1
     with contextlib.suppress(BaseException):
-        _die_with(nursery)
+        guard.die_with(nursery)
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
         limit_self(memory)
         status = serve(Connection(fd))
     os._exit(status)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 def limit_self(memory: int) -> None:

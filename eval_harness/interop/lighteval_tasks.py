@@ -11,7 +11,7 @@ the benchmark's grader. They read the whole completion (the published evaluation
 
 from __future__ import annotations
 
-import os
+import io
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 from eval_harness.benchmarks import Benchmark, all_benchmarks, get_benchmark
 from eval_harness.graders.base import context_for
 from eval_harness.graders.pool import shared_pool
+from eval_harness.records import write_whole
 from eval_harness.sources import Hub, default_data_root
 
 PREFIX = "gpg:"
@@ -106,10 +107,9 @@ def _local_copy(benchmark: Benchmark, data_root: Path) -> str:
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "eval_harness" / f"{benchmark.name}-{content}"
     file = folder / f"{source.split}.parquet"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{os.getpid()}.tmp"
-        datasets.Dataset.from_dict(columns).to_parquet(temporary)
-        os.replace(temporary, file)
+        whole = io.BytesIO()
+        datasets.Dataset.from_dict(columns).to_parquet(whole)
+        write_whole(file, whole.getvalue())
     return str(folder)
 
 
