@@ -459,7 +459,7 @@ def _parse_server_models(text: str) -> Any:
     return cards
 
 
-def _parse_server_bytes(text: str, coding: str = "identity") -> Any:
+def _parse_server_bytes(text: str, coding: str = "gzip") -> Any:
     from eval_harness.engines import replies
 
     data, most = text.encode("latin-1", "replace"), 4096
