@@ -142,6 +142,10 @@ def test_golds_are_read_from_solutions(data_root):
         ("\\boxed{\\frac{1}{\\sqrt{2}}} units", "\\frac{1}{\\sqrt{2}}"),
         ("so $\\boxed{3}$ km", "3 \\text{km}"),
         ("Question 2. Answer:\n\n$$\n5\n$$", "\n5\n"),
+        ("Of 30 children **14** walk, **9** ride.", "9"),
+        ("The roots are **3** and **5**.", "3 and 5"),
+        ("**Direction**: it is west.", "west"),
+        ("Final Answer: The sum is 16.", "16"),
     ],
 )
 def test_what_is_stated(text, stated):
@@ -156,6 +160,8 @@ def test_what_is_stated(text, stated):
         ("It is not \\boxed{3}", "negated"),
         ("", "no text"),
         ("the case $n=9$ and then", "breaks off"),
+        ("so $n=9$ and the other", "breaks off"),
+        ("we get $n=9$ and:\n\n$$", "no answer"),
     ],
 )
 def test_why_nothing_is_stated(text, why):

@@ -48,6 +48,14 @@ _JOINS = re.compile(
     r"[\s$.,;]*(?:\\\)|\\\]|\\text\{)?[\s$.,;]*(?P<word>and|or|,|&)?\s*\}?[\s$.,;]*(?:\\\(|\\\[)?\s*(?:[a-zA-Z]\s*=\s*)?"
 )
 _NAME_ALONE = re.compile(r"[*_ ]*[A-Za-z]+(?: [A-Za-z]+){0,2}\.?[*_ ]*")
+_BOLD = re.compile(r"\*\*(?![\s*])([^*\n]{1,80}?)(?<![\s:])\*\*(?!\s*:)")
+_BOLD_JOIN = re.compile(
+    r"\*\*(?:(\s*,?\s*(?:or|and)\s+|\s*,\s*)\*\*(?=\S)|(\s*,?\s*(?:or|and)\s+)(?=-?\d|\$|\\\())", re.I
+)
+_WORD = r"(?!(?:and|or|but|so|the|an?|of|to|in|for|with|is|are|has|have|that|which|then|we)\b)[A-Za-z°%'/^]+"
+_ENDS_IN_ANSWER = re.compile(r"(?:\$|\\[)\]]|\d[^\s\d$\\]*(?:\s+" + _WORD + r"){0,3}|[=:]\s*\S+)[*\s]*$")
+_VERB = re.compile(r"\b(?:is|are|be|was|equals?|gives?|get|have)\b|=")
+_IS_NAME = re.compile(r".*\b(?:is|are|be)\s*:?\s+(?:[a-z]+ing\s+)?([A-Za-z]+(?: [A-Za-z]+)?)$", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:[eE][-+]?\d+)?(?:/\d+)?(?![\w])")
 
 
@@ -70,13 +78,13 @@ def find_answer(text: str, finish_reason: str | None = None) -> Stated:
     full = [box for box in found if not EMPTY.fullmatch(box[2])]
     phrase = _last_phrase(text, full[-1][1] if full else 0)
     if phrase is not None and (not full or (re.search(r"\d|\$|\\", phrase) and readings(phrase))):
-        return Stated(phrase)
+        return _of_clause(phrase)
     if full:
         return _of_boxes(text, full)
     if found:
         return Stated("", "the box is empty")
     if tag:
-        return Stated(tag)
+        return _of_clause(tag)
     return _unstated(text.strip(), finish_reason)
 
 
@@ -134,10 +142,10 @@ def _last_phrase(text: str, since: int) -> str | None:
 
 def _sentence(text: str) -> str:
     """The first sentence, or the formulas it begins with and their unit."""
-    text = text.lstrip(" \t\n*:")
+    text = _BOLD_JOIN.sub(r"\1\2", text.lstrip(" \t\n*:"))
     first = _FORMULA.match(text)
     if first is None:
-        end = re.search(r"\n|(?<!\d)[.!](?:\s|$)|(?<=\d)\.(?:\s+[A-Z\\(]|\s*$)|\*\*|\.\s+I hope|<", text)
+        end = re.search(r"\n|(?<!\d)[.!](?:\s|$)|(?<=\d)\.(?:\s+[A-Z\\(]|\s*$)|(?<=\S)\*\*|\.\s+I hope|<", text)
         return text[: end.start()].strip() if end else text.strip()
     pieces, place = [next(filter(None, first.groups()))], first.end()
     while following := _FORMULA.search(text, place, place + 200):
@@ -168,16 +176,37 @@ def _unstated(text: str, finish_reason: str | None) -> Stated:
         return Stated("", "there is no text")
     line = text[-_MAX_STATEMENT:].rsplit("\n", 1)[-1].strip()
     if text.endswith(("$$", "\\]")):
-        last = list(_FORMULA.finditer(text[-2 * _MAX_STATEMENT :]))
-        return Stated(next(filter(None, last[-1].groups()))) if last else Stated("", "no answer is stated")
+        tail = text[-2 * _MAX_STATEMENT :]
+        last = list(_FORMULA.finditer(tail))
+        if last and last[-1].end() == len(tail):
+            return Stated(next(filter(None, last[-1].groups())))
+        return Stated("", "no answer is stated")
     sentence = re.split(r"(?<=[A-Za-z0-9$)}\]][.!?])\s+(?=[A-Z\\$])", line)[-1]
     if "\n" not in text and sentence == line and (_is_formula(line) or _NAME_ALONE.fullmatch(line)):
         return Stated(line)
-    finished = finish_reason == "stop" or sentence.endswith((".", "!")) or bool(_CONCLUDES.search(sentence))
-    if not finished:
+    finished = finish_reason == "stop" or sentence.rstrip("* ").endswith((".", "!"))
+    if not finished and not (_CONCLUDES.search(sentence) and _ENDS_IN_ANSWER.search(sentence)):
         return Stated("", "the text breaks off without a stated answer")
     if _HEDGED.search(sentence):
         return Stated("", "the last sentence does not state an answer")
+    return _of_sentence(sentence)
+
+
+def _of_clause(text: str) -> Stated:
+    """What is said behind "the answer is", or in a tag: all of it, or what it ends in ("the height is 20 m")."""
+    if len(text) <= _MAX_STATEMENT and _VERB.search(text) and not readings(text):
+        stated = _of_sentence(text)
+        if stated.text:
+            return stated
+    return Stated(text)
+
+
+def _of_sentence(sentence: str) -> Stated:
+    """What a sentence says: what it sets in bold, its last formula, or what stands behind its last verb."""
+    sentence = _BOLD_JOIN.sub(r"\1\2", sentence)
+    bold = _in_bold(sentence)
+    if bold:
+        return Stated(bold)
     formulas = list(_FORMULA.finditer(sentence))
     if formulas:
         first = formulas[-1]
@@ -188,18 +217,31 @@ def _unstated(text: str, finish_reason: str | None) -> Stated:
         return Stated(_sentence(sentence[first.start() :]))
     if _is_formula(sentence):
         return Stated(sentence)
-    told = re.match(r".*\b(?:is|are|get|have|obtain|gives?|equals?)\s*:?\s+(\S.*)$", sentence.rstrip(".! "))
+    plain = sentence.rstrip(".!* ")
+    told = re.match(r".*\b(?:is|are|get|have|obtain|gives?|equals?)\s*:?\s+(\S.*)$", plain)
     if told and _is_formula(told.group(1)):
         return Stated(told.group(1))
     numbers = list(_NUMBER.finditer(sentence))
-    if len(numbers) == 1:
+    named = _IS_NAME.match(plain)
+    if len(numbers) == 1 and not named:
         number = numbers[0]
         before = re.search(r"(?:[A-Za-z]\w*|\S+)\s*=\s*$", sentence[: number.start()])
         return Stated(sentence[number.start() :].rstrip(".! ") if not before else number.group())
-    tail = re.search(r"(?:\bis|\bare|=|:)\s*(\S[^=:]*)$", sentence.rstrip(".! "))
+    tail = re.search(r"(?:\bis|\bare|=|:)\s*(\S[^=:]*)$", plain)
     if tail and _is_formula(tail.group(1)):
         return Stated(tail.group(1))
-    return Stated("", "no answer is stated")
+    return Stated(named.group(1)) if named else Stated("", "no answer is stated")
+
+
+def _in_bold(sentence: str) -> str:
+    """The last answer that a sentence sets in bold; a word only if no number or formula follows."""
+    runs = [run for run in _BOLD.finditer(sentence) if _is_formula(run.group(1)) or _NAME_ALONE.fullmatch(run.group(1))]
+    if not runs:
+        return ""
+    content = runs[-1].group(1)
+    if not _is_formula(content) and re.search(r"\d|\$|\\[(\[]", sentence[runs[-1].end() :]):
+        return ""
+    return content
 
 
 def _is_formula(text: str) -> bool:
