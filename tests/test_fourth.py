@@ -1,9 +1,16 @@
 """The fourth version: known cells typed a second time, no gap filled, costs worked by hand."""
 
+import json
 import math
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+import dapo_cost
 
 from gpg_repro.audit import fourth
 from gpg_repro.audit.facts import read_facts
@@ -134,3 +141,40 @@ def test_the_audit_prints_it(tmp_path):
     assert "Fourth version (v4), through a close reading: every known cell" in text
     assert len(pd.read_csv(paths["v4"])) == 80
     assert any("close reading" in note for note in audit.notes())
+
+
+def test_the_page_has_the_committed_counts():
+    result = json.loads(dapo_cost.RESULT.read_text(encoding="utf-8"))
+    page = Path(__file__).resolve().parent.parent / "docs" / "audit.md"
+    assert dapo_cost.table(result) in page.read_text(encoding="utf-8") and not result["commit"].endswith("dirty")
+    first = dapo_cost.REFERENCE / "tiny" / result["recipe"] / "seed0" / "training"
+    assert {"seed": 0, **dapo_cost.count(first)} == result["trainings"][0]
+
+
+def test_counts_of_a_training_by_hand(tmp_path):
+    """Two steps of 2 groups: 2 and 1 valid, 1 and 2 draws of 100 tokens: v = 3/4, 1.5 draws, 150 tokens sampled."""
+    steps = [
+        {
+            "step": 1,
+            "num_groups": 2,
+            "num_valid_groups": 2,
+            "num_draws": 1,
+            "tokens/generated": 100,
+            "tokens/trained": 80,
+        },
+        {
+            "step": 2,
+            "num_groups": 2,
+            "num_valid_groups": 1,
+            "num_draws": 2,
+            "tokens/generated": 200,
+            "tokens/trained": 60,
+        },
+    ]
+    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")
+    found = dapo_cost.count(tmp_path)
+    assert (found["share_valid"], found["draws"], found["generated"], found["trained"]) == (0.75, 1.5, 150, 70)
+    other = fourth.expected_draws(0.75, 2, 2)  # 1 + 7/16 + P(at most 1 of 4) + ...
+    assert other == pytest.approx(1 + 7 / 16 + 13 / 256 + 19 / 4096 + 25 / 65536 + 31 / 4**10 + 37 / 4**12, abs=1e-5)
+    assert found["data_1"] == pytest.approx(1.5 / other, abs=1e-6)
+    assert found["flops_1"] == pytest.approx((2 * 150 + 6 * 70) / (2 * 100 * other + 8 * 100), abs=1e-6)
