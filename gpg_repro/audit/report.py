@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from eval_harness import records
 from eval_harness.markup import csv_table
-from gpg_repro.audit import plots
+from gpg_repro.audit import fourth, plots
 from gpg_repro.audit.facts import Facts, read_facts
 from gpg_repro.audit.frames import checked, find, findings_frame, power, rounding_styles, scores_frame, sets_frame
 from gpg_repro.audit.readings import (
@@ -171,13 +171,23 @@ class Audit:
 
     def summary(self) -> str:
         """What was found, in sentences computed from the numbers."""
-        return "\n\n".join([self._counts_text(), self._findings_text(), self._readings_text()])
+        return "\n\n".join([self._counts_text(), self._findings_text(), self._readings_text(), self._fourth_text()])
+
+    def _fourth_text(self) -> str:
+        known = fourth.known_rows()
+        return fourth.summary(self.fourth_frame(), fourth.own_findings(known, self.facts), known)
+
+    def fourth_frame(self) -> pd.DataFrame:
+        """Every known cell of the fourth version beside what the sources print for it."""
+        return fourth.differences(fourth.known_rows(), self.rows)
 
     def notes(self) -> list[str]:
         """What a reader must know beside the numbers."""
         return [
             "Printed numbers are results/paper/{paper-v3,readme,poster}.json; test sets, marks, dates and comparisons "
             "lie beside them. Nothing else enters.",
+            f"The fourth version is known through {published_facts(fourth.SOURCE)['known_through']}. It is compared "
+            "and enters no other rule.",
             *(f"{name}: {meaning}." for name, meaning in SEVERITIES.items()),
             *(f"Zero is {name}: {meaning}." for name, meaning in VERDICTS.items()),
             "Implied 95 %: each item one sample, variance p(1−p)/N, rows unpaired. Both rows answered the same items, "
@@ -194,7 +204,7 @@ class Audit:
         ]
 
     def write(self) -> dict[str, Path]:
-        """``paper_audit.md``, ``.html``; ``.csv`` (findings), ``_differences.csv``, ``_scores.csv``."""
+        """``paper_audit.md``, ``.html``; ``.csv`` (findings), ``_differences.csv``, ``_scores.csv``, ``_v4.csv``."""
         sections = [
             *((f"{name}: {meaning}", self.findings_layout(name)) for name, meaning in SEVERITIES.items()),
             ("Printed differences", self.readings_layout()),
@@ -204,12 +214,17 @@ class Audit:
             ("Which set the scores fit", self.sets_layout()),
             ("Rows that cut digits", self.rounding_layout()),
             ("Facts read, not computed", self.remarks_layout()),
+            ("Fourth version (v4), through a close reading: every known cell", fourth.layout(self.fourth_frame())),
+            ("Fourth version: pairs of Tables 12 and 19", fourth.pairs_layout(fourth.known_rows())),
+            ("Fourth version: GPG over DAPO, counted, by share of groups with a signal", fourth.costs_layout()),
+            ("Fourth version: what else is known", fourth.says_layout()),
         ]
         sections = [(title, frame) for title, frame in sections if len(frame)]
         paths = write_report(STEM, HEADING, sections, self.notes(), "", findings_frame(self.findings), self.results)
         for name, frame in (
             ("differences", readings_frame(self.readings)),
             ("scores", scores_frame(self.rows, self.facts)),
+            ("v4", self.fourth_frame()),
         ):
             paths[name] = paths["csv"].with_name(f"{STEM}_{name}.csv")
             records.write_whole(paths[name], csv_table(frame))
