@@ -109,7 +109,9 @@ def test_what_cannot_be_seen_is_named():
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+cmd|' /C calc'!A0", "@SUM(1)", "\t=1", "\r=1", " =1", "＝1", "\n=1"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1+1", "-1+cmd|' /C calc'!A0", "@SUM(1)", "\t=1", "\r=1", " =1", "＝1", "\n=1"]
+)
 def test_no_cell_is_a_formula(text):
     text_of_cell = text.replace("\r", "\n")  # readers would end the line at it
     assert csv_cell(text) == f"'{text_of_cell}"
