@@ -51,11 +51,12 @@ def open_regular(path: str | Path, remedy: str = "Put the file itself there") ->
         raise Unreadable(repr(str(path)), f"is no name of a file ({error})", remedy) from None
     except OSError as error:
         raise Unreadable(path, _READ_ERRORS.get(error.errno, f"cannot be read ({error.strerror})"), remedy) from None
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(number)
+        kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "a device")
+        raise Unreadable(path, f"is no regular file, but {kind}", remedy)
     with open(number, "rb") as file:
-        mode = os.fstat(number).st_mode
-        if not stat.S_ISREG(mode):
-            kind = next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "a device")
-            raise Unreadable(path, f"is no regular file, but {kind}", remedy)
         yield file
 
 

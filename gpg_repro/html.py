@@ -16,7 +16,7 @@ from markupsafe import Markup
 from eval_harness.markup import visible
 
 
-def part(template: str, name: str, **values: Any) -> Markup:
+def part(template: str, name: str, /, **values: Any) -> Markup:
     """What one macro of a template makes.
 
     Args:

@@ -6,18 +6,15 @@ until something they depend on changes. Pictures of what was seen: ``build/repor
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import os
 import shutil
-import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
+from browsing import chromium, needed, served
 
 from gpg_repro.tables.runs import REFERENCE
 
@@ -26,14 +23,6 @@ NOTEBOOKS = ["table_03", "figure_2"]
 SHOTS = ROOT / "build" / "report_test_shots"
 PHONE, DESKTOP = (390, 844), (1400, 1000)
 pytestmark = [pytest.mark.full("a browser over a built report"), pytest.mark.needs("chromium")]
-
-
-def _needed(found, what: str):
-    """What a test needs; missing, it is skipped here and an error in continuous integration."""
-    if not found:
-        message = f"{what} is missing: apt-get install chromium chromium-driver; make install"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    return found
 
 
 def _importable(name: str) -> bool:
@@ -45,8 +34,8 @@ def _importable(name: str) -> bool:
 @pytest.fixture(scope="module")
 def site() -> Path:
     """A site of two notebooks."""
-    _needed(shutil.which("chromium") or shutil.which("chromium-browser"), "Chromium")
-    _needed(_importable("selenium") and _importable("myst_nb"), "selenium or myst-nb")
+    needed(shutil.which("chromium") or shutil.which("chromium-browser"), "Chromium")
+    needed(_importable("selenium") and _importable("myst_nb"), "selenium or myst-nb")
     from gpg_repro.site import build_site
 
     built = build_site(ROOT / "build" / "report_test", only=NOTEBOOKS, progress=False)
@@ -56,44 +45,18 @@ def site() -> Path:
     return built.out
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def base(site) -> Iterator[str]:
     """Address of the served site."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=site))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    with served(site) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser(site):
     """Chromium that can reach this machine only."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser")
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",  # root in a container has none
-        "--disable-dev-shm-usage",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(_needed(shutil.which("chromedriver"), "chromedriver")))
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 def _open(browser, base: str, page: str, size=DESKTOP, scheme: str = "light") -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from eval_harness import records
 from eval_harness.benchmarks import Benchmark, get_benchmark
-from eval_harness.errors import UserError
+from eval_harness.errors import UserError, clipped
 from eval_harness.interop.cards import Card, read_card
 from eval_harness.markup import markdown_code, markdown_rows, markdown_text
 from eval_harness.records import BenchmarkResult, Item, RunRecord, Sample
@@ -594,7 +594,7 @@ def _epoch(time: str) -> int:
         return int(datetime.fromisoformat(time).timestamp())
     except (ValueError, OverflowError, OSError):
         raise UserError(
-            f"the run was finished at {time!r}, which is no time in ISO 8601; its record was edited."
+            f"the run was finished at {clipped(time)}, which is no time of ISO 8601: its record was edited."
         ) from None
 
 

@@ -85,7 +85,7 @@ def _add_policy(app: Sphinx, pagename: str, templatename: str, context: dict, do
         f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
         "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'"
     )
-    context["metatags"] = f'<meta http-equiv="Content-Security-Policy" content="{policy}">{context["metatags"]}'
+    context["metatags"] = f'<meta http-equiv="Content-Security-Policy" content="{policy}">{context.get("metatags", "")}'
 
 
 def _theme_scripts() -> list[str]:
