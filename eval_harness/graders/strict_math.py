@@ -56,7 +56,9 @@ _WORD = r"(?!(?:and|or|but|so|the|an?|of|to|in|for|with|is|are|has|have|that|whi
 _ENDS_IN_ANSWER = re.compile(r"(?:\$|\\[)\]]|\d[^\s\d$\\]*(?:\s+" + _WORD + r"){0,3}|[=:]\s*\S+)[*\s]*$")
 _VERB = re.compile(r"\b(?:is|are|be|was|equals?|gives?|get|have)\b|=")
 _IS_NAME = re.compile(r".*\b(?:is|are|be)\s*:?\s+(?:[a-z]+ing\s+)?([A-Za-z]+(?: [A-Za-z]+)?)$", re.DOTALL)
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:[eE][-+]?\d+)?(?:/\d+)?(?![\w])")
+_NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:[eE][-+]?\d+)?(?:/\d+)?(?![A-Za-z0-9_]|\.\d)"
+)
 
 
 def find_answer(text: str, finish_reason: str | None = None) -> Stated:
