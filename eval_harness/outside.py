@@ -15,7 +15,7 @@ from typing import Any
 from eval_harness.errors import UserError
 from eval_harness.markup import shown
 
-MAX_DEPTH = 64
+MAX_DEPTH = 100
 """Lists and objects inside each other; no file or reply that is read here needs more than ten."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
