@@ -98,7 +98,7 @@ def _write(folder: Path, run: RunRecord, again: dict[str, GradedAgain], results:
     then: dict[str, Any] = {}
     for name, found in again.items():
         path = folder / "samples" / f"{name}.jsonl"
-        if found.fresh != found.samples:
+        if found.changed:  # else the file stays: its marks are today's
             kept.append(path.with_suffix(f".jsonl{BEFORE}"))
             os.replace(path, kept[-1])
             records.replace_lines(path, found.fresh)
