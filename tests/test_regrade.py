@@ -11,10 +11,13 @@ from test_faults import contents, run
 from eval_harness import records, regrade, runner
 from eval_harness.__main__ import main
 from eval_harness.errors import UserError
+from eval_harness.graders.base import rule_names
+from eval_harness.provenance import rules_of
 from eval_harness.records import Sample
 from eval_harness.runner import averages, summarise, verify
 
 NAME = "tiny_sums"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -132,3 +135,15 @@ def test_what_is_no_finished_evaluation_is_refused(tmp_path, folder):
     records.write_json(folder / "run.json", record.model_copy(update={"status": "running", "finished": None}))
     with pytest.raises(UserError, match="is not a finished evaluation; finish it first"):
         regrade.regrade(folder)
+
+
+def test_committed_records_are_marked_by_todays_rules():
+    """After a change of a rule: ``eval_harness regrade`` on all of them, and the differences in the changelog."""
+    found = [(path, run) for path, run in records.find_runs(ROOT / "results" / "reference") if run.kind == "evaluation"]
+    assert len(found) >= 100
+    for path, record in found:
+        for name in record.benchmarks:
+            marked, today = rules_of(record, name), rule_names(runner.get_benchmark(name).grader)
+            assert [f"{rule}, {kind}" for rule, kind in zip(marked, ("published", "strict"), strict=True)] == [
+                *today
+            ], path
