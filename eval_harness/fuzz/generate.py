@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 
 T = TypeVar("T")
 
@@ -495,6 +496,33 @@ def file_input(records: Sequence[Any], lines: bool) -> Callable[[Draw, Sequence[
         text = "\n".join(json.dumps(each, ensure_ascii=d.one_in(2)) for each in found) + d.of(
             ("", "\n", "\n\n", "\r\n")
         )
+        return Input("", mutated(d, text, corpus) if d.one_in(3) else text)
+
+    return draw
+
+
+_YAML = (
+    *("&a ", "*a", "<<: *a", "<<: ", "!!int ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!!python/name:os "),
+    *("? ", "- ", ": ", "[", "]", "{", "}", "|\n", ">-\n", "%YAML 1.1\n", "---\n", "...\n", "\t", "#", "0b_"),
+    *("1:60:60", "2026-99-99"),
+    *("~", ".nan", "1e400", "'", '"', "\\x", "\n", "\n  ", "\n      ", "a: &a [", "*a, *a, *a]"),
+)  # fmt: skip
+
+
+def yaml_input(records: Sequence[Any]) -> Callable[[Draw, Sequence[str]], Input]:
+    """Texts of YAML files near some records: JSON, which is YAML, or its block form with pieces of YAML put in."""
+    as_json = file_input(records, lines=False)
+
+    def draw(d: Draw, corpus: Sequence[str]) -> Input:
+        if d.one_in(4):
+            return as_json(d, corpus)
+        found = changed(d, d.of(records)) if d.one_in(2) else d.of(records)
+        text = yaml.safe_dump(json.loads(json.dumps(found)), sort_keys=False, default_flow_style=d.one_in(4))
+        for _ in range(d.below(5)):
+            at = d.below(len(text) + 1)
+            text = text[:at] + d.of(_YAML) + text[at:]
+        if d.one_in(30):
+            text = d.of(("[", "- ", "{a: ", "&a [*a, ", "? ")) * (1 + d.below(20_000)) + text
         return Input("", mutated(d, text, corpus) if d.one_in(3) else text)
 
     return draw
