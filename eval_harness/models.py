@@ -89,7 +89,7 @@ def check_model(model: str, revision: str | None = None) -> dict[str, Any]:
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise UserError(f"model {model!r} is neither an existing folder nor a hub id of the form owner/name.")
     config_path = fetch(model, "config.json", revision)
-    config, snapshot = _read_config(config_path), config_path.parent
+    config, snapshot = read_config(config_path), config_path.parent
     check_files(snapshot)
     missing = _missing_files(snapshot)
     if missing:
@@ -218,19 +218,27 @@ def _download(model: str, revision: str | None) -> str:
     return f"hf download {model}{of} --exclude '*.bin'"
 
 
+def shards_of(index: Path) -> set[str]:
+    """Names of the weight files that an index names.
+
+    Raises:
+        UserError: it cannot be read, or names something else or files elsewhere.
+    """
+    named = _field(index, read_checkpoint_json(index), "weight_map", dict, "an object of names of files") or {}
+    if strange := [name for name in named.values() if not isinstance(name, str)]:
+        raise UserError(f"{index}: weight_map names {clipped(strange[0])} for a file. {_DAMAGED}.")
+    shards = set(named.values())
+    if outside := sorted(name for name in shards if Path(name).name != name or "\0" in name):
+        raise UserError(f"{index} names weights outside of its folder ({clipped(outside[0])}); they are not read.")
+    return shards
+
+
 def _missing_files(folder: Path) -> list[str]:
     """Names of what loading needs and the folder lacks; a link whose file is gone is missing too."""
     missing = []
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        named = _field(index, read_checkpoint_json(index), "weight_map", dict, "an object of names of files") or {}
-        strange = [name for name in named.values() if not isinstance(name, str)]
-        if strange:
-            raise UserError(f"{index}: weight_map names {clipped(strange[0])} for a file. {_DAMAGED}.")
-        shards = set(named.values())
-        outside = sorted(name for name in shards if Path(name).name != name or "\0" in name)
-        if outside:
-            raise UserError(f"{index} names weights outside of its folder ({clipped(outside[0])}); they are not read.")
+        shards = shards_of(index)
         missing += sorted(name for name in shards if not (folder / name).exists())
     elif not any(path.exists() for path in folder.glob("*.safetensors")):
         missing.append("model.safetensors")
@@ -285,7 +293,7 @@ def _check_folder(path: Path) -> dict[str, Any]:
             + (adapter if (path / "adapter_config.json").exists() else "")
         )
     check_files(path)
-    config = _read_config(path / "config.json")
+    config = read_config(path / "config.json")
     files = sorted(path.glob("*.safetensors"))
     if not files:
         others = ", ".join(sorted(f.name for f in path.iterdir() if f.suffix in _OTHER_WEIGHTS))
@@ -416,7 +424,12 @@ def check_files(folder: Path, names: Sequence[str] = _READ_BY_LOADING) -> None:
             continue
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read, is none of transformers, or its model is code of its own.
+    """
     config = read_checkpoint_json(path)
     if _field(path, config, "model_type", str, "a name") is None:
         raise UserError(f"{path} names no model_type; it is not a transformers checkpoint.")

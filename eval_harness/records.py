@@ -749,11 +749,11 @@ def steps_frame(folder: Path):
         raise UserError(f"{folder} has no steps.jsonl; it is not a training run.") from None
     try:
         lines = [json.loads(line) for line in text.splitlines()]
-    except (ValueError, RecursionError) as error:
+        if any(not isinstance(line, dict) or not isinstance(line.get("step"), int) for line in lines):
+            raise ValueError("a line is no object with a step")
+        frame = pd.DataFrame(lines)
+    except (ValueError, OverflowError, RecursionError) as error:  # a lone surrogate is a ValueError of pandas
         raise UserError(f"{path} is damaged ({error}); resume the run to rewrite it.") from None
-    if any(not isinstance(line, dict) or not isinstance(line.get("step"), int) for line in lines):
-        raise UserError(f"{path} is damaged (a line is no object with a step); resume the run to rewrite it.")
-    frame = pd.DataFrame(lines)
     run = read_run(folder) if (Path(folder) / "run.json").exists() else None
     if run is not None and run.kind == "training" and run.status == "finished":
         steps = frame["step"].tolist() if len(frame) else []

@@ -1,4 +1,4 @@
-"""The rewards as targets of :mod:`eval_harness.fuzz`: ``--also gpg_repro.fuzzing``.
+"""Rewards and recipes as targets of :mod:`eval_harness.fuzz`: ``--also gpg_repro.fuzzing``.
 
 Every reward must pay each completion one finite number in its range, whatever the completion. Symbolic graders run
 inside the fuzzing worker here, which has the deadline; the rest of a reward has none in training, so it is also timed
@@ -14,10 +14,14 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import yaml
+
 from eval_harness.errors import UserError
 from eval_harness.fuzz import generate
-from eval_harness.fuzz.targets import Target
+from eval_harness.fuzz.targets import Target, in_every_file
 from eval_harness.graders.base import Verdict, get_grader
+from gpg_repro import recipe
+from gpg_repro.recipe import RECIPES
 from gpg_repro.rewards import _text, accuracy, all_rewards, cosine
 
 MAX_SECONDS = 0.25
@@ -112,7 +116,25 @@ def _format_input(d: generate.Draw, corpus) -> generate.Input:
     return generate.Input("", text if d.one_in(10) else generate.text_for(d, text, corpus))
 
 
-TARGETS = {
+class RecipeFile:
+    """A text as a recipe's file, as a grader: ``match`` when it is a recipe, ``no_answer`` when it is refused."""
+
+    def grade(self, gold: str, prediction: str, context: Mapping[str, Any] | None = None) -> Verdict:
+        """Load it; raises what loading should not have raised."""
+        with in_every_file(prediction):
+            try:
+                found = recipe.load_recipe("mine.yaml")
+            except UserError as error:
+                assert str(error), "a UserError without a message"
+                return Verdict(False, False, str(error)[:500], "no_answer")
+        return Verdict(True, True, found.name, "match")
+
+
+REWARDS = {
     f"reward_{name}": Target(f"{__name__}:Reward:{name}", _draw(name), 1 if "format" in name else 2, judges=False)
     for name in all_rewards()
+}
+_FILES = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RECIPES.glob("*.yaml"))]
+TARGETS = REWARDS | {
+    "recipe": Target(f"{__name__}:RecipeFile", generate.yaml_input(_FILES), 2, judges=False),
 }

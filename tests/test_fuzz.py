@@ -23,7 +23,7 @@ from eval_harness.fuzz.targets import Target, all_targets, problem_of, says_noth
 from eval_harness.graders import nursery
 from eval_harness.graders.base import CRASHED, GRADERS, Verdict
 from eval_harness.graders.pool import GradingPool
-from gpg_repro.fuzzing import TARGETS as REWARDS
+from gpg_repro.fuzzing import REWARDS, TARGETS
 from gpg_repro.rewards import all_rewards
 
 CASES = Path(__file__).parent / "cases" / "hostile.json"
@@ -42,7 +42,7 @@ def pool():
 def test_a_short_run_finds_nothing(pool):
     """The short form of ``make fuzz``, with another seed."""
     corpus = [entry.text for entry in read_corpus(CASES)]
-    targets = all_targets() | REWARDS
+    targets = all_targets() | TARGETS
     summary = Fuzzer(pool, targets, corpus, SEED).run(1000)
     assert [(f.target, f.problem, f.number) for f in summary.failures] == []
     assert summary.num_inputs == 1000 and all(reasons.total() for reasons in summary.reasons.values())
@@ -60,7 +60,7 @@ def test_every_grader_and_reward_is_a_target():
 
 def test_inputs_are_a_function_of_seed_and_number():
     corpus = ["\\boxed{" * 50, "<answer>x</answer>"]
-    for target in (all_targets() | REWARDS).values():
+    for target in (all_targets() | TARGETS).values():
         drawn = [input_of(target, 3, number, corpus) for number in range(30)]
         assert repr(drawn) == repr([input_of(target, 3, number, corpus) for number in range(30)])
         assert len({one.prediction for one in drawn}) > 5

@@ -15,7 +15,7 @@ from eval_harness.fuzz.corpus import Hostile, built, read_corpus
 from eval_harness.fuzz.targets import all_targets, problem_of
 from eval_harness.graders.base import GRADERS, UNFINISHED
 from eval_harness.graders.pool import GradingPool
-from gpg_repro.fuzzing import TARGETS as REWARDS
+from gpg_repro.fuzzing import REWARDS
 
 CASES = Path(__file__).parent / "cases" / "hostile.json"
 CORPUS = read_corpus(CASES)

@@ -311,7 +311,10 @@ def test_what_stands_in_a_records_place(place, run):
             records.steps_frame(run)
 
 
-@pytest.mark.parametrize("line", ["[1]", "3", "{}", '{"step": "1"}', "[" * 5000, '{"step": ' + "1" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "line",
+    ["[1]", "3", "{}", '{"step": "1"}', "[" * 5000, '{"step": 1, "x": "\\ud800"}', '{"step": ' + "1" * 5000 + "}"],
+)
 def test_steps_that_are_none(line, tmp_path):
     (tmp_path / "steps.jsonl").write_text(f"{line}\n")
     with pytest.raises(UserError, match="steps.jsonl is damaged"):

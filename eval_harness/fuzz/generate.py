@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 
 T = TypeVar("T")
 
@@ -525,6 +526,33 @@ def bytes_input(make: Callable[[], Sequence[bytes]]) -> Callable[[Draw, Sequence
             return Input("", text)
         head = 1 + d.below(d.of((16, 64, len(text))))
         return Input("", mutated(d, text[:head], corpus) + text[head:])
+
+    return draw
+
+
+_YAML = (
+    *("&a ", "*a", "<<: *a", "<<: ", "!!int ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!!python/name:os "),
+    *("? ", "- ", ": ", "[", "]", "{", "}", "|\n", ">-\n", "%YAML 1.1\n", "---\n", "...\n", "\t", "#", "0b_"),
+    *("1:60:60", "2026-99-99"),
+    *("~", ".nan", "1e400", "'", '"', "\\x", "\n", "\n  ", "\n      ", "a: &a [", "*a, *a, *a]"),
+)  # fmt: skip
+
+
+def yaml_input(records: Sequence[Any]) -> Callable[[Draw, Sequence[str]], Input]:
+    """Texts of YAML files near some records: JSON, which is YAML, or its block form with pieces of YAML put in."""
+    as_json = file_input(records, lines=False)
+
+    def draw(d: Draw, corpus: Sequence[str]) -> Input:
+        if d.one_in(4):
+            return as_json(d, corpus)
+        found = changed(d, d.of(records)) if d.one_in(2) else d.of(records)
+        text = yaml.safe_dump(json.loads(json.dumps(found)), sort_keys=False, default_flow_style=d.one_in(4))
+        for _ in range(d.below(5)):
+            at = d.below(len(text) + 1)
+            text = text[:at] + d.of(_YAML) + text[at:]
+        if d.one_in(30):
+            text = d.of(("[", "- ", "{a: ", "&a [*a, ", "? ")) * (1 + d.below(20_000)) + text
+        return Input("", mutated(d, text, corpus) if d.one_in(3) else text)
 
     return draw
 

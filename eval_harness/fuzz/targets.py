@@ -90,7 +90,10 @@ def _parsers() -> dict[str, Target]:
         "annotation": generate.file_input(_ANNOTATIONS, lines=False),
         "item_lines": generate.file_input(_ITEMS, lines=True),
         "sample_lines": generate.file_input(_SAMPLES, lines=True),
-        "run_record": generate.file_input([_run_record()], lines=False),
+        "run_record": generate.file_input([_run_record(), _training_record()], lines=False),
+        "steps": generate.file_input(_STEPS, lines=True),
+        "checkpoint": generate.file_input(_CONFIGS, lines=False),
+        "yaml": generate.yaml_input(_CONFIGS),
         "lm_eval": generate.file_input(_LM_EVAL, lines=True),
         "lighteval": generate.file_input(_LIGHTEVAL, lines=True),
         "inspect": generate.file_input([_INSPECT], lines=False),
@@ -326,18 +329,50 @@ def _parse_sample_lines(text: str) -> Any:
 def _parse_run_record(text: str) -> Any:
     from eval_harness import records
 
-    with _file(text) as path, mock.patch.object(records, "Path", lambda folder: _Folder(folder)):
-        return records.read_run(path)
+    with in_every_file(text):
+        return records.read_run(Path("run"))
 
 
-class _Folder:
-    """A folder whose every file is one path."""
+@contextlib.contextmanager
+def in_every_file(text: str) -> Iterator[None]:
+    """Inside, whatever :mod:`eval_harness.inputs` opens holds this text."""
+    from eval_harness import inputs
 
-    def __init__(self, path: Path):
-        self._path = path
+    data = text.encode("utf-8", "surrogatepass")
+    with mock.patch.object(inputs, "open_regular", lambda path, remedy="": contextlib.nullcontext(io.BytesIO(data))):
+        yield
 
-    def __truediv__(self, name: str) -> Path:
-        return self._path
+
+def _parse_steps(text: str) -> Any:
+    from eval_harness import records
+
+    with in_every_file(text), mock.patch.object(records, "read_run", lambda folder: None):
+        return len(records.steps_frame(Path("run")))
+
+
+def _parse_checkpoint(text: str) -> Any:
+    """One text as each of the JSON files that are read of a checkpoint."""
+    from eval_harness import adapters, models
+
+    found, folder = [], Path("checkpoint")
+    no_code = mock.patch.object(models, "_refuse_code")  # asks transformers, whose import takes seconds
+    with in_every_file(text), no_code, mock.patch.object(adapters, "check_files"):
+        for read in (
+            lambda: models.read_config(folder / "config.json")["model_type"],
+            lambda: models.shards_of(folder / "model.safetensors.index.json"),
+            lambda: adapters.read_config(folder)["peft_type"],
+        ):
+            with contextlib.suppress(UserError):
+                found.append(read())
+    assert all(isinstance(one, str | set) for one in found), found
+    return found
+
+
+def _parse_yaml(text: str) -> Any:
+    from eval_harness.inputs import read_yaml_mapping
+
+    with in_every_file(text):
+        return read_yaml_mapping(Path("a.yaml"), "file")
 
 
 def _parse_lm_eval(text: str) -> Any:
@@ -701,6 +736,33 @@ _MODELS = [
     {"object": "list", "data": [{"id": "served", "owned_by": f"vllm {_KEY}", "max_model_len": 512}, {"id": _KEY}]},
     {"data": [{"id": "other", "max_model_len": -1}, {"id": "served", "max_model_len": None}]},
 ]
+
+
+_STEPS = [{"step": 1, "reward": 0.5, "alpha": 1.5, "loss": None}, {"step": 2, "reward": 1.0, "alpha": 2.0}]
+_CONFIGS = [
+    {"model_type": "qwen2", "max_position_embeddings": 64, "vocab_size": 9, "auto_map": {"AutoConfig": "a.B"}},
+    {"model_type": "qwen2_5_vl", "text_config": {"max_position_embeddings": 64}, "vision_config": {"depth": 1}},
+    {"metadata": {"total_size": 8}, "weight_map": {"a.weight": "model-1.safetensors", "b": "model-2.safetensors"}},
+    {"peft_type": "LORA", "r": 8, "rank_pattern": {"q": 4}, "base_model_name_or_path": "a/b", "task_type": "CAUSAL_LM"},
+]
+
+
+def _training_record() -> dict[str, Any]:
+    return {
+        "schema_version": 4,
+        "kind": "training",
+        "run_id": "r",
+        "fingerprint": "0",
+        "status": "finished",
+        "created": "2026-01-01T00:00:00+00:00",
+        "finished": None,
+        "recipe": {"name": "n", "seed": 0, "method": "gpg", "fidelity": "ours", "scale": "tiny"},
+        "base": {"name": "b", "weights": "0", "revision": None},
+        "checkpoint": "checkpoint",
+        "num_steps": 2,
+        "timings": {"train_s": 1.0},
+        "environment": {"commit": "0", "python": "3.11", "packages": {"torch": "2"}},
+    }
 
 
 def _run_record() -> dict[str, Any]:
