@@ -51,7 +51,8 @@ def one_line(text: str) -> str:
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 _INLINE = re.compile(
-    r"[`*|$\\~{}]"
+    r"[`|$\\~{}]"
+    r"|(?<!\s)\*|\*(?![\s)]|$)"  # behind a space it ends no emphasis, before a space it begins none
     r"|<(?![ =\d])"  # tag, comment, autolink
     r"|&#?\w+;"
     r"|(?<![^\W_])_|_(?![^\W_])"  # beside no letter or digit it may be emphasis

@@ -87,7 +87,7 @@ def test_drawn_text_stays_text_in_markdown(text):
 @pytest.mark.parametrize(
     "text",
     ["48.4 [44.1, 52.7]", "< 0.0001", "+1.0", "-0.5", "GPG (7B)", "eval-table3_gpg_rs1-tiny", "3 × 500", "–",
-     "avg@32 43.3", "p = 0.05", "+ GPG"],
+     "avg@32 43.3", "p = 0.05", "+ GPG", "Qwen2.5-Math-7B (no template) *"],
 )  # fmt: skip
 def test_what_tables_hold_is_left_as_it_is(text):
     assert markdown_text(text, in_table=True) == text
