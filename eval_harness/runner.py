@@ -38,7 +38,7 @@ from eval_harness.locks import LOCK, OWNER, locked
 from eval_harness.models import check_chat_template
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Decoding, GroupResult, Item, RunRecord, Sample
-from eval_harness.shards import Shard, has_shards
+from eval_harness.shards import Shard, check_others, has_shards
 from eval_harness.sources import default_data_root, default_image_root
 from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items, mean_of_strata
 
@@ -316,6 +316,7 @@ def evaluate(
     name = label or identity["name"].replace("/", "--")
     folder = Path(out) if out is not None else DEFAULT_OUT / f"eval-{name}-{whole[:8]}"
     if shard is not None:
+        check_others(folder, shard)
         loaded = [(b, shard.part(items), decoding) for b, items, decoding in loaded]
         fingerprint, folder = _fingerprint([whole, shard.index, shard.of]), folder / shard.folder
     job = _Job(
