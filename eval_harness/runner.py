@@ -41,7 +41,7 @@ from eval_harness.models import check_chat_template
 from eval_harness.outside import check_argument, clean
 from eval_harness.progress import progress_bar
 from eval_harness.records import BenchmarkResult, Decoding, GroupResult, Item, RunRecord, Sample
-from eval_harness.shards import Shard, has_shards
+from eval_harness.shards import Shard, check_others, has_shards
 from eval_harness.sources import Generated, default_data_root, default_image_root
 from eval_harness.stats import Estimate, mean_of_estimates, mean_of_items, mean_of_strata
 
@@ -318,6 +318,7 @@ def evaluate(
     folder = Path(out) if out is not None else DEFAULT_OUT / f"eval-{name}-{whole[:8]}"
     classes = {b.name: classes_of(b.grader, (item.gold for item in items)) for b, items, _ in loaded}
     if shard is not None:
+        check_others(folder, shard)
         loaded = [(b, shard.part(items), decoding) for b, items, decoding in loaded]
         fingerprint = identities.fingerprint_of_shard(whole, shard.index, shard.of)
         folder = folder / shard.folder

@@ -46,8 +46,9 @@ class Shard:
 def parse_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard | None:
     """``I/N``, or ``auto``: the place of this process among those that a launcher started.
 
-    ``auto`` reads SLURM's job array (SLURM_ARRAY_TASK_ID and its MIN, STEP and COUNT) and the tasks in each job
-    (SLURM_PROCID of SLURM_NTASKS), else RANK of WORLD_SIZE (torchrun).
+    ``auto`` reads SLURM's job array (SLURM_ARRAY_TASK_ID of EVAL_SHARDS; without that of its COUNT, from its MIN and
+    STEP, which a part of an array submitted again does not have) and the tasks in each job (SLURM_PROCID of
+    SLURM_NTASKS), else RANK of WORLD_SIZE (torchrun).
 
     Raises:
         UserError: something else, or ``auto`` where no launcher tells.
@@ -76,10 +77,15 @@ def _of_launcher(environment: Mapping[str, str]) -> tuple[int, int]:
         return int(value)
 
     task, tasks = number("SLURM_PROCID"), number("SLURM_NTASKS")
-    job, jobs = number("SLURM_ARRAY_TASK_ID"), number("SLURM_ARRAY_TASK_COUNT")
-    if job is not None and jobs is not None:
-        first, step = number("SLURM_ARRAY_TASK_MIN", 0), number("SLURM_ARRAY_TASK_STEP", 1)
-        place = (job - first) // step
+    job, jobs, fixed = number("SLURM_ARRAY_TASK_ID"), number("SLURM_ARRAY_TASK_COUNT"), number("EVAL_SHARDS")
+    if job is not None and (fixed is not None or jobs is not None):
+        if fixed is not None:
+            place, jobs = job, fixed
+            if not 0 <= place < jobs:
+                raise UserError(f"array task {job} of {jobs} shards: tasks are numbered from 0 to {jobs - 1}.")
+        else:
+            first, step = number("SLURM_ARRAY_TASK_MIN", 0), number("SLURM_ARRAY_TASK_STEP", 1)
+            place = (job - first) // step
         return (place, jobs) if task is None or tasks is None else (place * tasks + task, jobs * tasks)
     if task is not None and tasks is not None:
         return task, tasks
@@ -94,7 +100,26 @@ def _of_launcher(environment: Mapping[str, str]) -> tuple[int, int]:
 
 def has_shards(folder: Path) -> bool:
     """Whether shards of a run lie in a folder."""
-    return folder.is_dir() and any(_FOLDER.fullmatch(path.name) for path in folder.iterdir())
+    return any(_FOLDER.fullmatch(path.name) for path in _entries(folder))
+
+
+def check_others(folder: Path, shard: Shard) -> None:
+    """Refuse a shard beside those of another division: 0/1 beside others would be the whole run once more.
+
+    Raises:
+        UserError: they lie in the folder.
+    """
+    there = sorted({int(match[2]) for path in _entries(folder) if (match := _FOLDER.fullmatch(path.name))})
+    others = [of for of in there if of != shard.of]
+    if others:
+        raise UserError(
+            f"{folder} holds shards of {' and of '.join(map(str, others))}, and this is shard {shard}. Give the same "
+            "number of shards (SHARDS=N with configs/slurm/evaluate.sbatch), or another folder."
+        )
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def merge(folder: Path) -> Path:
@@ -153,7 +178,7 @@ def merge(folder: Path) -> Path:
 def _shards(folder: Path) -> list[tuple[Path, records.RunRecord]]:
     """All shards in their order, each finished and all of one run."""
     found = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in _entries(folder):
         if match := _FOLDER.fullmatch(path.name):
             found[int(match[1]), int(match[2])] = path
     if not found:

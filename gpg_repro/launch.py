@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from pathlib import Path
 from eval_harness import guard
 from eval_harness.errors import UserError
 from gpg_repro.costs import STRATEGIES
+from gpg_repro.paths import STOP_FILE
 from gpg_repro.recipe import Recipe, load_recipe
 
 VLLM_MODES = ("off", "colocate", "server")
@@ -203,6 +205,7 @@ def train_command(launch: Launch, node_rank: int = 0) -> list[str]:
     command += ["--num_machines", str(launch.nodes)]
     if launch.nodes > 1:
         command += ["--machine_rank", str(node_rank), "--main_process_ip", str(launch.main_address)]
+        command += ["--rdzv_backend", "c10d"]  # the nodes may start in any order, and one that is late is waited for
     command += ["--main_process_port", str(launch.main_port)]
     return [*command, "-m", "gpg_repro", "train", launch.name, *launch.overrides, *launch.options]
 
@@ -384,22 +387,34 @@ def run_launch(launch: Launch, node_rank: int = 0) -> int:
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """A command in the foreground. What ends us ends it, too, with the time it needs to leave its GPUs.
 
-    SIGKILL alone leaves it no time.
+    SIGKILL alone leaves it no time. A training that has begun is asked to save and end after its step first
+    (:mod:`gpg_repro.stopping`): its launcher would end it at once, or in the middle of a step after half a minute.
     """
-    process = subprocess.Popen([*guard.command(None), *command], env=environment)
-    with _when_ended(process.send_signal):
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:  # the terminal told it as well
-            process.wait()
-            raise
+    with tempfile.TemporaryDirectory(prefix="gpg-launch-") as folder:
+        stop = Path(environment.get(STOP_FILE) or Path(folder, "stop"))
+        process = subprocess.Popen([*guard.command(None), *command], env={**environment, STOP_FILE: str(stop)})
+        asked = []
+
+        def end(number: int) -> None:
+            if not asked and stop.with_name(f"{stop.name}.ready").exists():
+                asked.append(stop.touch())
+            elif number != signal.SIGUSR1:
+                process.send_signal(number)
+
+        with _when_ended(end, signal.SIGUSR1):
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:  # the terminal told it as well
+                process.wait()
+                raise
     return status if status >= 0 else 128 - status  # as a shell reports a signal
 
 
 @contextlib.contextmanager
-def _when_ended(act: Callable[[int], object]) -> Iterator[None]:
+def _when_ended(act: Callable[[int], object], *more: signal.Signals) -> Iterator[None]:
     """What happens inside when somebody ends this process, instead of its end."""
-    before = {number: signal.signal(number, lambda given, _: act(given)) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGTERM, signal.SIGHUP, *more)
+    before = {number: signal.signal(number, lambda given, _: act(given)) for number in numbers}
     try:
         yield
     finally:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
+STOP_FILE = "GPG_STOP_FILE"
+"""Variable that names the file by which a training is asked to end (:mod:`gpg_repro.stopping`)."""
 
 
 def results() -> Path:

@@ -55,6 +55,7 @@ from gpg_repro.paths import cache, results
 from gpg_repro.prompts import SYSTEM_PROMPTS
 from gpg_repro.recipe import VLLM_PLACE, Adapter, Recipe, Training, load_recipe
 from gpg_repro.rewards import get_reward, unreadable_golds
+from gpg_repro.stopping import StopWhenAsked, asked_by_signals
 
 BASES_ON_THE_SPOT = ("tiny", "smoke")
 _VISION_BASE = re.compile(r"(tiny|smoke)_vl_\w+")
@@ -250,7 +251,8 @@ def train(
         The run's folder.
 
     Raises:
-        UserError: see :func:`check_recipe`; an unknown logger or one that is not installed; the run's folder is in use.
+        UserError: see :func:`check_recipe`; an unknown logger or one that is not installed; the run's folder is in use;
+            it was asked to end (:mod:`gpg_repro.stopping`).
     """
     refuse_work(f"the training {recipe.name} at scale {recipe.scale}")
     log_to = check_logger(log_to)
@@ -411,9 +413,17 @@ def _train(run: _Run) -> Path:
     if main:
         records.write_json(folder / "run.json", record)
     loaded = time.monotonic()
-    trainer.add_callback(_End())  # the last one: the others have begun when it raises
-    with contextlib.suppress(_NothingLeft):
+    with asked_by_signals() as asked, contextlib.suppress(_NothingLeft):
+        stop = StopWhenAsked(asked)
+        trainer.add_callback(stop)  # after the recorder: it tells of saves that are marked whole
+        trainer.add_callback(_End())  # the last one: the others have begun when it raises
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.stopped:
+        trainer.accelerator.wait_for_everyone()  # the first process that ends with an error ends the others
+        raise UserError(
+            f"{recipe.name} ({recipe.scale}) was asked to end: stopped after step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps}, which is saved. The same command goes on from there."
+        )
     trained = time.monotonic()
     _save_whole(trainer, folder / "checkpoint")
     if main:
@@ -963,7 +973,9 @@ class _Keeper(TrainerCallback):
                     _remove(path)
 
     def on_save(self, args, state, control, **kwargs):
-        if state.global_step < state.max_steps:
+        if (
+            state.global_step < state.max_steps and state.global_step % state.save_steps == 0
+        ):  # not where it was stopped
             _save_whole(self._trainer, self._folder / f"checkpoint-{state.global_step}")
 
 

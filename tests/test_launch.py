@@ -7,6 +7,7 @@ for, scripts run with stubs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -15,9 +16,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -27,8 +30,10 @@ from scripted import completion_of, group_of, make_model, make_tokenizer
 from scripted import train as scripted_training
 from torch.distributed.fsdp import StateDictType
 
+from eval_harness import records
 from eval_harness.__main__ import _parser as evaluation_parser
 from eval_harness.errors import UserError
+from eval_harness.shards import merge
 from gpg_repro import launch as launch_module
 from gpg_repro.__main__ import _parser, main
 from gpg_repro.costs import STRATEGIES
@@ -43,6 +48,7 @@ from gpg_repro.launch import (
     split_gpus,
     train_command,
 )
+from gpg_repro.paths import STOP_FILE
 from gpg_repro.recipe import load_recipe, recipe_names, recipe_scales
 from gpg_repro.train import base_model, build_trainer, check_recipe, training_rows
 from gpg_repro.trainer import GPGTrainer
@@ -368,6 +374,31 @@ def test_a_launch_that_is_told_to_end_passes_it_on(stand_in):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_training_that_has_begun_is_asked_to_save_first(number, stand_in, tmp_path):
+    """Told once it ends by itself; told twice it is ended."""
+    tell = TELL_LAUNCHER.replace("SIGTERM", number.name)
+    begun = (
+        f"import pathlib, sys, os; stop = pathlib.Path(os.environ[{STOP_FILE!r}]); open(f'{{stop}}.ready', 'w').close()"
+    )
+    saves = "\nwhile not stop.exists(): time.sleep(0.01)\nraise SystemExit(5)"
+    launch = plan_launch(PAPER, ["scale=paper"], strategy="ddp")
+    stand_in([f"{begun}; {tell}{saves}"])
+    assert run_launch(launch) == 5
+    again = f"\nwhile not stop.exists(): time.sleep(0.01)\n{TELL_LAUNCHER}; time.sleep(60)"
+    stand_in([f"{begun}; {tell}{again}"])
+    assert run_launch(launch) == 128 + signal.SIGTERM
+    stand_in(["import os; raise SystemExit(os.path.exists(os.path.dirname(os.environ['GPG_STOP_FILE'])) + 6)"])
+    assert run_launch(launch) == 7
+
+
+def test_before_it_has_begun_a_training_does_not_hear_of_sigusr1(stand_in):
+    """It would end it."""
+    tell = TELL_LAUNCHER.replace("SIGTERM", "SIGUSR1")
+    stand_in([f"{tell}; time.sleep(0.5); raise SystemExit(4)"])
+    assert run_launch(plan_launch(PAPER, ["scale=paper"], strategy="ddp")) == 4
+
+
 def test_the_server_answers_before_the_training_starts_and_ends_with_it(stand_in, tmp_path):
     port, up, seen = free_port(), tmp_path / "up", tmp_path / "seen"
     check = "import os, sys, urllib.request as r; s = r.urlopen(sys.argv[1]).status"
@@ -617,9 +648,28 @@ if sys.argv[1] == "show": print("node-a\\nnode-b")
 """,
     "python": """
 import json, os, sys, time
+if "REAL" in os.environ:
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+told = [os.environ.get(name) for name in ("SRUN_CPUS_PER_TASK", "EVAL_SHARDS")]
 print(json.dumps(["python", sys.argv[1:]]), file=open(os.environ["CALLS"], "a"))
-time.sleep(float(os.environ.get("SLEEP", 0)))
+print(json.dumps(["told", told]), file=open(os.environ["CALLS"], "a"))
+def tell(what):
+    open(os.environ["GPG_STOP_FILE"] + what, "w").write("12\\n")
+if "SAVES" in os.environ.get("DOES", ""): tell(".saved")
+if "STORES" in os.environ.get("DOES", ""):
+    os.makedirs("o/samples", exist_ok=True)
+    open("o/samples/aime24.jsonl", "a").write("{}\\n")
+end = time.monotonic() + float(os.environ.get("SLEEP", 0))
+while time.monotonic() < end:
+    if "STOPS" in os.environ.get("DOES", "") and os.path.exists(os.environ["GPG_STOP_FILE"]):
+        tell(".stopped")
+        sys.exit(2)
+    time.sleep(0.02)
 sys.exit(int(os.environ.get("STATUS", 0)))
+""",
+    "squeue": """
+import os
+print(os.environ.get("STATE", "RUNNING"))
 """,
     "ray": """
 import json, os, sys
@@ -648,6 +698,8 @@ class Cluster:
             "SLURM_JOB_NODELIST": "node-[a-b]",
             "SLURM_NNODES": "2",
             "SLURM_GPUS_ON_NODE": "4",
+            "SLURM_CPUS_PER_TASK": "64",
+            "SAVE_SECONDS": "2",
         }
 
     def start(self, script: str, *arguments: str, **variables: str) -> subprocess.Popen:
@@ -659,9 +711,9 @@ class Cluster:
             text=True,
         )
 
-    def run(self, script: str, *arguments: str, **variables: str) -> SimpleNamespace:
+    def run(self, script: str, *arguments: str, timeout: float = 60, **variables: str) -> SimpleNamespace:
         process = self.start(script, *arguments, **variables)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=timeout)
         return SimpleNamespace(status=process.returncode, out=out, err=err)
 
     def called(self, program: str) -> list[list[str]]:
@@ -693,7 +745,8 @@ def test_a_job_launches_every_node(cluster):
         assert (args.main_address, args.main_port, args.keep_batch) == ("node-a", 24711, True)
         assert args.vllm == "colocate"
     (options,) = cluster.called("srun")
-    assert options == ["--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    assert options == ["--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=60"]
+    assert [told[0] for told in cluster.called("told")] == ["64", "64"]  # of which srun makes --cpus-per-task
 
 
 def test_a_job_without_options_has_zero2_and_the_batch_of_its_gpus(cluster):
@@ -710,16 +763,69 @@ def test_a_job_fails_as_its_training_does(cluster):
     assert no_gpus.status != 0 and "ask for GPUs: --gpus-per-node=N" in no_gpus.err
 
 
-def test_a_job_queues_itself_again_before_its_time_is_up(cluster):
-    process = cluster.start("train.sbatch", PAPER, SLEEP="1.5", SLURM_NNODES="1")
+def ended_early(cluster, script: str, *arguments: str, number=signal.SIGUSR1, **variables: str) -> SimpleNamespace:
+    """A job that gets a signal once its work has begun."""
+    process = cluster.start(script, *arguments, **variables)
     deadline = time.monotonic() + 30
-    while not cluster.called("python"):
+    while not cluster.called("told"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGUSR1)
-    out, _ = process.communicate(timeout=30)
+    time.sleep(0.2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    return SimpleNamespace(status=process.returncode, out=out, err=err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_job_saves_and_queues_itself_again_before_its_time_is_up(number, cluster):
+    done = ended_early(cluster, "train.sbatch", PAPER, number=number, SLURM_NNODES="1", SLEEP="20", DOES="SAVES STOPS")
     assert ["requeue", "4711"] in cluster.called("scontrol")
-    assert process.returncode == 0 and "goes back into the queue" in out  # it waits until SLURM ends it
+    assert done.status == 0 and "step 12 is saved: the job goes back into the queue" in done.out
+    assert not list(cluster.folder.glob(".stop-*"))
+
+
+def test_a_step_that_takes_too_long_falls_back_to_the_last_save(cluster):
+    """SAVE_SECONDS are over before the training ends: SLURM would kill it in the middle of its step."""
+    done = ended_early(cluster, "train.sbatch", PAPER, SLURM_NNODES="1", SLEEP="4", DOES="SAVES")
+    assert ["requeue", "4711"] in cluster.called("scontrol")
+    assert "the step did not end in 2 s" in done.err and "step 12 is saved" in done.out
+
+
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"DOES": "STOPS"}, "no step was saved since this start"),
+        ({"DOES": "", "SLEEP": "4"}, "no step was saved since this start"),
+        ({"DOES": "SAVES STOPS", "STATE": "COMPLETING"}, "the job is COMPLETING"),
+    ],
+)
+def test_a_job_that_gains_nothing_or_was_cancelled_does_not_queue_itself_again(variables, why, cluster):
+    done = ended_early(cluster, "train.sbatch", PAPER, SLURM_NNODES="1", **{"SLEEP": "20", **variables})
+    assert ["requeue", "4711"] not in cluster.called("scontrol") and why in done.err
+    assert done.status == (0 if variables["DOES"] == "" else 2)
+
+
+def test_what_an_earlier_start_saved_does_not_count(cluster):
+    (cluster.folder / ".stop-4711.saved").write_text("12\n")
+    done = ended_early(cluster, "train.sbatch", PAPER, SLURM_NNODES="1", SLEEP="20", DOES="STOPS")
+    assert done.status == 2 and "no step was saved since this start" in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_an_evaluation_queues_itself_again_if_it_has_stored_samples(number, cluster):
+    (cluster.folder / "o" / "samples").mkdir(parents=True)
+    (cluster.folder / "o" / "samples" / "math500.jsonl").touch()
+    os.utime(cluster.folder / "o" / "samples" / "math500.jsonl", (1, 1))  # of an earlier start
+    arguments = ["evaluate.sbatch", *EVALUATION, "--out", "o"]
+    variables = {"SLEEP": "2", "SLURM_NNODES": "1"}
+    done = ended_early(cluster, *arguments, number=number, **variables)
+    assert ["requeue", "4711"] not in cluster.called("scontrol") and "no sample was stored since this start" in done.err
+    cluster.calls.unlink()
+    done = ended_early(cluster, *arguments, number=number, STATE="CANCELLED", DOES="STORES", **variables)
+    assert ["requeue", "4711"] not in cluster.called("scontrol") and "the job is CANCELLED" in done.err
+    cluster.calls.unlink()
+    done = ended_early(cluster, *arguments, number=number, DOES="STORES", **variables)
+    assert ["requeue", "4711"] in cluster.called("scontrol") and "goes back into the queue" in done.out
 
 
 EVALUATION = ["--model", "my model", "--benchmarks", "aime24,math500", "--samples", "16"]
@@ -742,9 +848,19 @@ def test_an_evaluation_is_a_shard_on_every_node_and_merged(cluster, options, eng
 
 def test_an_array_is_merged_by_hand(cluster):
     arguments = [*EVALUATION, "--out", "a b"]
-    done = cluster.run("evaluate.sbatch", *arguments, SLURM_NNODES="1", SLURM_ARRAY_TASK_ID="5")
+    done = cluster.run("evaluate.sbatch", *arguments, SLURM_NNODES="1", SLURM_ARRAY_TASK_ID="5", SHARDS="8")
     assert done.status == 0 and len(cluster.called("python")) == 1
     assert "python -m eval_harness merge a\\ b" in done.out
+    assert cluster.called("told") == [["64", "8"]]
+    (options,) = cluster.called("srun")
+    assert "--wait=0" in options and "--kill-on-bad-exit=0" in options  # a shard that ends does not end the others
+
+
+def test_an_array_says_how_many_shards_there_are(cluster):
+    """Submitted again, `--array=3` alone would be the whole run."""
+    arguments = [*EVALUATION, "--out", "o"]
+    done = cluster.run("evaluate.sbatch", *arguments, SLURM_NNODES="1", SLURM_ARRAY_TASK_ID="3")
+    assert done.status == 2 and "SHARDS=N sbatch --array=0-(N-1)" in done.err and not cluster.called("python")
 
 
 def test_an_evaluation_that_failed_is_not_merged(cluster):
@@ -765,3 +881,88 @@ def test_a_model_larger_than_a_node_goes_through_ray(cluster):
     args = evaluation_parser().parse_args(words[11:])
     assert (args.tensor_parallel_size, args.pipeline_parallel_size, args.shard) == (4, 2, None)
     assert args.distributed_executor_backend == "ray"
+
+
+def requeued(cluster: Cluster) -> bool:
+    return ["requeue", "4711"] in cluster.called("scontrol")
+
+
+def as_slurm(
+    cluster: Cluster, begun: Callable[[], bool], *arguments: str, seconds: float, **variables: str
+) -> SimpleNamespace:
+    """A job that is told that its time is up once it has begun, and killed so many seconds after it queued itself."""
+    process = cluster.start(*arguments, **variables)
+    deadline = time.monotonic() + 240
+    while not begun() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    while process.poll() is None and not requeued(cluster):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    out, err = process.communicate(timeout=60)
+    return SimpleNamespace(status=process.returncode, out=out, err=err)
+
+
+REAL = {"REAL": "1", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "1", "SAVE_SECONDS": "120", "CUDA_VISIBLE_DEVICES": ""}
+REAL |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.full("trains a recipe by the launcher, twice")
+def test_a_preempted_training_queues_itself_again_and_is_finished_by_the_next_start(cluster, smoke_base, tmp_path):
+    runs = tmp_path / "runs"
+    options = {**REAL, "STRATEGY": "ddp", "LAUNCH_OPTIONS": f"--root {runs}", "GPG_CACHE": str(smoke_base.parent)}
+    options["SLURM_JOB_ID"] = "4711"
+    arguments = ["train.sbatch", "table3_gpg_age_rs1", "scale=smoke", "max_steps=12", "save_steps=1000"]
+
+    def begun() -> bool:
+        return any(path.read_text().count("\n") >= 2 for path in runs.glob("*/steps.jsonl"))
+
+    first = as_slurm(cluster, begun, *arguments, seconds=10, **options)
+    assert requeued(cluster) and first.status == 0, first.err[-2000:]
+    (folder,) = runs.glob("train-*")
+    steps = len(records.steps_frame(folder))
+    assert 2 <= steps < 12 and f"step {steps} is saved" in first.out and records.read_run(folder).status == "running"
+    cluster.calls.unlink()
+    second = cluster.run(*arguments, timeout=240, **options)
+    assert second.status == 0 and not requeued(cluster), second.err[-2000:]
+    assert records.read_run(folder).status == "finished"
+    assert records.steps_frame(folder)["step"].tolist() == list(range(1, 13))
+
+
+@pytest.mark.full("engines in processes of their own")
+def test_an_array_with_a_dead_task_is_submitted_again_in_part(cluster, random_checkpoint, tmp_path):
+    """Two shards: one ends, one is preempted and then killed; `--array=1` alone finishes it."""
+    out = tmp_path / "run"
+    words = [
+        "--model",
+        str(random_checkpoint),
+        "--engine",
+        "transformers",
+        "--benchmarks",
+        "tiny_sums",
+        "--limit",
+        "60",
+    ]
+    arguments = ["evaluate.sbatch", *words, "--samples", "16", "--max-new-tokens", "64", "--out", str(out)]
+    array = {**REAL, "SHARDS": "2", "SLURM_NTASKS": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "0"}
+    assert cluster.run(*arguments, timeout=240, **array, SLURM_ARRAY_TASK_ID="0").status == 0
+    shard = out / "shard-1-of-2" / "samples" / "tiny_sums.jsonl"
+
+    def begun() -> bool:
+        return shard.exists() and shard.stat().st_size > 0
+
+    as_slurm(cluster, begun, *arguments, seconds=0, **array, SLURM_ARRAY_TASK_ID="1")
+    assert requeued(cluster) and records.read_run(out / "shard-1-of-2").status == "running"
+    stored = shard.read_bytes()
+    alone = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "1"}
+    done = cluster.run(*arguments, timeout=240, **(array | alone))
+    assert done.status == 0, done.err[-2000:]
+    assert shard.read_bytes().startswith(stored[: stored.rfind(b"\n") + 1])
+    assert {path.name for path in out.iterdir()} == {"shard-0-of-2", "shard-1-of-2"}
+    assert merge(out) == out and records.read_run(out).benchmarks["tiny_sums"].asked == 960

@@ -121,6 +121,16 @@ def test_more_shards_than_items(random_checkpoint, quick, tmp_path):
     assert records.read_run(merge(tmp_path / "run")).benchmarks["tiny_chains"].asked == 4
 
 
+@pytest.mark.parametrize(("there", "asked"), [((2, 8), (0, 1)), ((0, 1), (3, 8)), ((1, 4), (1, 2))])
+def test_a_shard_of_another_division_is_refused(there, asked, random_checkpoint, quick, tmp_path):
+    out = tmp_path / "run"
+    (out / Shard(*there).folder).mkdir(parents=True)
+    before = quick.starts
+    with pytest.raises(UserError, match=f"holds shards of {there[1]}, and this is shard {asked[0]}/{asked[1]}"):
+        evaluate(str(random_checkpoint), BENCHMARKS, out=out, shard=Shard(*asked), **OPTIONS)
+    assert quick.starts == before and len(list(out.iterdir())) == 1
+
+
 def _again(folder: Path, **changes) -> None:
     """Change fields of a run record."""
     raw = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -169,6 +179,10 @@ SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
 ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
 
 
+AGAIN = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "3"}
+"""Task 3 of an array, submitted again alone."""
+
+
 @pytest.mark.parametrize(
     ("text", "environment", "expected"),
     [
@@ -180,6 +194,12 @@ ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY
         ("auto", {**ARRAY, "SLURM_ARRAY_TASK_STEP": "2"}, "2/3"),
         ("auto", {**ARRAY, "SLURM_ARRAY_TASK_STEP": "2", **SLURM}, "11/12"),
         ("auto", {**ARRAY, "SLURM_ARRAY_TASK_STEP": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "9/12"),
+        ("auto", {**ARRAY, "EVAL_SHARDS": "8"}, "5/8"),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "3", "EVAL_SHARDS": "8"}, "3/8"),
+        ("auto", {**AGAIN, "EVAL_SHARDS": "8"}, "3/8"),
+        ("auto", {**AGAIN, "EVAL_SHARDS": "8", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "7/16"),
+        ("auto", {**AGAIN, "EVAL_SHARDS": "3"}, "array task 3 of 3 shards: tasks are numbered from 0 to 2"),
+        ("auto", {"EVAL_SHARDS": "8", **SLURM}, "3/4"),
         ("4/4", {}, "shards 0 to 3 of 4"),
         ("0/0", {}, "N is 0"),
         ("1", {}, "expected I/N"),

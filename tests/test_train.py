@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from functools import partial
@@ -21,7 +23,9 @@ from eval_harness import records
 from eval_harness.errors import UserError
 from eval_harness.locks import locked
 from gpg_repro.datasets import get_training_set
+from gpg_repro.paths import STOP_FILE
 from gpg_repro.recipe import load_recipe
+from gpg_repro.stopping import ASKING, asked_by_signals
 from gpg_repro.train import (
     _last_whole_checkpoint,
     _Recorder,
@@ -145,6 +149,68 @@ def test_an_end_that_is_cut_short(cut, finished, tmp_path, monkeypatch):
     assert train(recipe, root=tmp_path, progress=False) == folder
     assert not (folder / "trainer").exists() and same_weights(finished, folder)
     assert records.steps_frame(folder)[METRICS].equals(records.steps_frame(finished)[METRICS])
+
+
+@pytest.mark.full("trains a recipe from the smoke base")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, "file"])
+def test_a_training_that_is_asked_to_end_saves_its_step_and_goes_on(how, finished, tmp_path, monkeypatch):
+    """Asked before its second step of four, between two regular saves; the end is that of an undisturbed run."""
+    stop, before = tmp_path / "stop", [signal.getsignal(number) for number in ASKING]
+    monkeypatch.setenv(STOP_FILE, str(stop))
+    overrides = ["keep_checkpoints=true", "save_steps=3"]
+    recipe = load_recipe("table3_gpg_age_rs1", overrides, scale="smoke")
+    logged, seen = _Recorder.on_log, []
+
+    def log(self, args, state, control, **more):
+        logged(self, args, state, control, **more)
+        seen.append((tmp_path / "stop.ready").read_text())
+        if state.global_step == 1:
+            stop.touch() if how == "file" else os.kill(os.getpid(), how)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="stopped after step 2 of 4, which is saved"):
+        patch.setattr(_Recorder, "on_log", log)
+        train(recipe, root=tmp_path, progress=False)
+    assert set(seen) == {"0\n"} and [signal.getsignal(number) for number in ASKING] == before
+    assert [(tmp_path / f"stop.{name}").read_text() for name in ("saved", "stopped")] == ["2\n", "2\n"]
+    (folder,) = tmp_path.glob("train-*")
+    assert list(whole_saves(folder / "trainer")) == [2] and records.read_run(folder).status == "running"
+    for path in tmp_path.glob("stop*"):
+        path.unlink()
+    assert train(recipe, root=tmp_path, progress=False) == folder
+    assert [(tmp_path / f"stop.{name}").exists() for name in ("ready", "saved", "stopped")] == [True, True, False]
+    assert (tmp_path / "stop.ready").read_text() == "2\n"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-3"]  # none of the stop
+    assert same_weights(finished, folder)
+    assert records.steps_frame(folder)[METRICS].equals(records.steps_frame(finished)[METRICS])
+
+
+def test_a_second_sigterm_does_what_it_did_before():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append("second"))
+    try:
+        with asked_by_signals() as asked:
+            assert not asked()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked() and not came
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == ["second"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came == ["second"] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_training_in_a_thread_leaves_signals_alone():
+    before, told = signal.getsignal(signal.SIGUSR1), []
+
+    def ask():
+        with asked_by_signals() as asked:
+            told.append((asked(), signal.getsignal(signal.SIGUSR1) is before))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert told == [(False, True)]
 
 
 def saves(trainer: Path, *steps: int) -> None:
@@ -466,6 +532,39 @@ def test_two_processes_train_one_run(launch, smoke_base, tmp_path):
     assert (records.steps_frame(folder)["num_groups"] == 16).all()  # 2 x 64 completions of groups of 8
     told = "number of processes is 1, this launch's is 2; 16 prompts per step instead of 8."
     assert done.stderr.count(told) == 1 and done.stdout.count(f"run: {folder}") == 1
+
+
+ASKED = """
+import os, signal, sys
+from pathlib import Path
+from eval_harness.errors import UserError
+from gpg_repro import train as module
+from gpg_repro.recipe import load_recipe
+logged = module._Recorder.on_log
+def log(self, args, state, control, **more):
+    logged(self, args, state, control, **more)
+    if os.environ["RANK"] == "1" and state.global_step == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+module._Recorder.on_log = log
+recipe = load_recipe("table1_gpg_age", ["max_steps=3", "save_steps=3"], scale="smoke")
+try:
+    module.train(recipe, root=Path(sys.argv[1]), progress=False)
+except UserError as error:
+    Path(sys.argv[1], "told." + os.environ["RANK"]).write_text(str(error))
+"""
+
+
+@pytest.mark.full("two processes that train")
+def test_one_of_two_processes_is_asked_to_end(smoke_base, tmp_path):
+    """The other one is not: both end after the same step, and the save is whole."""
+    (tmp_path / "asked.py").write_text(ASKED)
+    command = [str(tmp_path / "asked.py"), str(tmp_path)]
+    done = processes.launch(2, *command, folder=tmp_path / "printed", grades=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = {(tmp_path / f"told.{rank}").read_text() for rank in (0, 1)}
+    assert len(told) == 1 and "stopped after step 2 of 3" in told.pop()
+    (folder,) = tmp_path.glob("train-*")
+    assert list(whole_saves(folder / "trainer")) == [2] and records.read_run(folder).status == "running"
 
 
 def test_another_number_of_processes_is_another_run(monkeypatch, tmp_path):

@@ -57,7 +57,7 @@ _ENDS_IN_ANSWER = re.compile(r"(?:\$|\\[)\]]|\d[^\s\d$\\]*(?:\s+" + _WORD + r"){
 _VERB = re.compile(r"\b(?:is|are|be|was|equals?|gives?|get|have)\b|=")
 _IS_NAME = re.compile(r".*\b(?:is|are|be)\s*:?\s+(?:[a-z]+ing\s+)?([A-Za-z]+(?: [A-Za-z]+)?)$", re.DOTALL)
 _NUMBER = re.compile(
-    r"(?<![\w.])[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:[eE][-+]?\d+)?(?:/\d+)?(?![A-Za-z0-9_]|\.\d)"
+    r"(?<![\w.])[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:[eE][-+]?\d+)?(?:/\d+)?(?!(?![\u4e00-\u9fff])\w|\.\d)"
 )
 
 
