@@ -206,7 +206,10 @@ with launch._server(type("L", (), {"recipe": type("R", (), {"setup": type("S", (
 def test_a_killed_launch_leaves_neither_training_nor_server(kind, marked, tmp_path):
     with killed_after([sys.executable, "-c", LAUNCHER, kind, FAMILY], marked, stdout=subprocess.PIPE) as launcher:
         assert launcher.stdout.readline() == b"started\n"
-        assert len(left_of(tmp_path)) >= 6
+        deadline = time.monotonic() + 20  # for a moment after it begins, a process has no environment
+        while len(left_of(tmp_path)) < 6:
+            assert time.monotonic() < deadline, left_of(tmp_path)
+            time.sleep(0.02)
     assert all_gone(tmp_path)
 
 

@@ -425,7 +425,9 @@ class GradingPool:
             verdict = TOO_LARGE if large else CRASHED
         if not worker.begun and (worker.batch is not None or not worker.ready):
             self._failed_starts += 1
-            if self._failed_starts >= _MAX_FAILED_STARTS:
+            # A nursery that dies takes all its workers along, and those that were asked of it meanwhile.
+            lost = 1 if death.status is not None else 1 + self.num_workers
+            if self._failed_starts >= _MAX_FAILED_STARTS * lost:
                 raise RuntimeError(
                     "grading workers cannot start; run `python -c 'import eval_harness.graders.warm_lighteval'`"
                 )

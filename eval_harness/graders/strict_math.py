@@ -54,10 +54,10 @@ _BOLD_JOIN = re.compile(
 )
 _WORD = r"(?!(?:and|or|but|so|the|an?|of|to|in|for|with|is|are|has|have|that|which|then|we)\b)[A-Za-z°%'/^]+"
 _ENDS_IN_ANSWER = re.compile(r"(?:\$|\\[)\]]|\d[^\s\d$\\]*(?:\s+" + _WORD + r"){0,3}|[=:]\s*\S+)[*\s]*$")
-_VERB = re.compile(r"\b(?:is|are|be|was|equals?|gives?|get|have)\b|=")
+_VERB = re.compile(r"\b(?:is|are|be|was|equals?|gives?|get|have)\b")
 _IS_NAME = re.compile(r".*\b(?:is|are|be)\s*:?\s+(?:[a-z]+ing\s+)?([A-Za-z]+(?: [A-Za-z]+)?)$", re.DOTALL)
 _NUMBER = re.compile(
-    r"(?<![\w.])[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:[eE][-+]?\d+)?(?:/\d+)?(?!(?![\u4e00-\u9fff])\w|\.\d)"
+    r"(?<![\w.^])[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+|\d)(?:[eE][-+]?\d+)?(?:/\d+)?(?!(?![\u4e00-\u9fff])\w|\.\d)"
 )
 
 

@@ -25,7 +25,7 @@ from eval_harness.benchmarks import Benchmark, get_benchmark
 from eval_harness.errors import UserError, unknown
 from eval_harness.graders.base import Verdict, classes_of, context_for
 from eval_harness.graders.pool import GradingPool, shared_pool
-from eval_harness.outside import parse_json
+from eval_harness.outside import clean, parse_json
 from eval_harness.records import BenchmarkResult, Decoding, Item, RunRecord, Sample
 from eval_harness.runner import averages, summarise
 from eval_harness.sources import default_data_root, read_jsonl
@@ -597,7 +597,7 @@ def _records_of(
         told = {"question": item.prompt, "finish_reason": answer.finish_reason, "classes": classes}
         return context_for(grader, item.context, **told)
 
-    context = [(item.gold, a.text, known(item, a)) for item, _, a in graded]
+    context = [(item.gold, clean(a.text), known(item, a)) for item, _, a in graded]
     verdicts = {
         (item.item_id, i): verdict for (item, i, _), verdict in zip(graded, pool.grade(grader, context), strict=True)
     }
@@ -619,7 +619,7 @@ def _sample(item: Item, index: int, answer: Answer, verdict: Verdict | None, see
     if verdict is None:
         nothing = dict.fromkeys(("completion", "correct", "correct_strict", "extracted"))
         return Sample(**known, status="failed", reason=answer.error or "no text", gold_fallback=False, **nothing)
-    text = answer.text.encode("utf-8", "replace").decode("utf-8")
+    text = clean(answer.text)
     return Sample(**known, status="scored", completion=text, **asdict(verdict))
 
 

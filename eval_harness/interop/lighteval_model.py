@@ -32,6 +32,7 @@ from eval_harness.engines import EngineProcess, EngineSettings, Request, Result,
 from eval_harness.engines.openai import OpenAIEngine, check_settings
 from eval_harness.errors import UserError
 from eval_harness.models import NO_CODE, check_chat_template
+from eval_harness.outside import clean
 from eval_harness.records import Decoding
 from eval_harness.runner import Overrides, decoding_of, item_seed
 
@@ -233,7 +234,7 @@ def _place(doc: Doc) -> int:
 
 
 def _response(doc: Doc, result: Result) -> ModelResponse:
-    texts = [completion.text for completion in result.completions] or [""] * doc.num_samples
+    texts = [clean(completion.text) for completion in result.completions] or [""] * doc.num_samples
     for stop in filter(None, doc.stop_sequences or ()):
         texts = [text.split(stop)[0] for text in texts]
     return ModelResponse(input=[{"role": "user", "content": doc.query}], text=texts)
