@@ -9,7 +9,9 @@ from pathlib import Path
 import own_data
 import pytest
 
+from eval_harness import provenance, runner
 from eval_harness.__main__ import main
+from eval_harness.benchmarks import get_benchmark
 from eval_harness.graders import base, box, choice, class_name, number
 from eval_harness.graders.text import plain, plain_signs, said
 from eval_harness.sources import read_jsonl
@@ -295,6 +297,20 @@ def test_rules_have_names_and_explanations(tmp_path, capsys):
         "lisa": "row 1, strict_box 1, strict: right (match); read (0,0),(200,50); gold (0,0),(200,100); IoU 0.5000",
     }
     assert {base.STRICT_RULES[name]["name"] for name in MARKS} == {f"strict_{name}" for name in MARKS}
+
+
+def test_a_record_keeps_the_classes_and_answers_are_held_against_them():
+    benchmark = get_benchmark("tiny_blossoms")
+    items = benchmark.load()
+    known = provenance.of_benchmark(benchmark, items, None)
+    assert known["classes"] == sorted({item.gold for item in items})
+    assert known["grader"]["strict"] == {"name": "strict_class_name", "version": 1}
+    part = provenance.of_benchmark(benchmark, items[:1], None, known["classes"])  # a shard
+    assert part["classes"] == known["classes"]
+    (answer,) = runner._answers("class_name", items[0], [("x", "stop")], known["classes"])
+    assert answer[2] == {"finish_reason": "stop", "classes": known["classes"]}
+    scenes = get_benchmark("tiny_scenes")
+    assert "classes" not in provenance.of_benchmark(scenes, scenes.load(), None)
 
 
 def test_classes_are_those_of_the_benchmark():
