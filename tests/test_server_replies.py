@@ -22,6 +22,8 @@ from eval_harness.engines import openai as engine_module
 from eval_harness.errors import UserError
 from eval_harness.records import Item, Sample
 from eval_harness.runner import Overrides, evaluate, verify
+from gpg_repro import gallery, viewer
+from gpg_repro.site import pages
 
 ROOT = Path(__file__).parents[1]
 PART = {"type": "text", "text": "is 4"}
@@ -553,6 +555,15 @@ def test_a_key_that_a_server_sends_back_is_in_no_byte(server, tmp_path, short_wa
         assert main([*common, "--model", "served", "--out", str(tmp_path / f"bad{number}")]) in (0, 1, 2)
     assert main([*common, "--model", "server", "--out", str(tmp_path / "unlisted")]) == 2
     assert main(["compare", str(tmp_path / "good"), str(tmp_path / "good"), "--out", str(tmp_path / "report")]) == 0
+    good = tmp_path / "good"
+    for name in ("site", "pages"):
+        (tmp_path / name).mkdir()
+    parts = pages.Parts()
+    pages.write_runs([pages.Record(good, records.read_run(good), "here")], tmp_path / "site", "tiny", parts)
+    (tmp_path / "site" / "parts.html").write_text("\n".join(parts.markup.values()), encoding="utf-8")
+    viewer.write_page(viewer.side_by_side(good, good), tmp_path / "pages" / "viewer.html")
+    gallery.build({"tiny_sums": {"one": good, "other": good}}, title="x").write(tmp_path / "pages" / "gallery.html")
+    assert all("***" in (tmp_path / "pages" / name).read_text("utf-8") for name in ("viewer.html", "gallery.html"))
     shown = capsys.readouterr()
     assert "unknown model" in shown.err and "***" in shown.err
     (tmp_path / "shown").write_text(shown.out + shown.err, encoding="utf-8")
