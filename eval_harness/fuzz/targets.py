@@ -459,6 +459,7 @@ def _parse_server_reply(text: str) -> Any:
     """Whatever is read of a reply can be written into a record, and read again."""
     from eval_harness import records
     from eval_harness.engines import replies
+    from eval_harness.markup import shown
 
     wanted = 1 + len(text) % 3
     with _refusals():
@@ -470,7 +471,11 @@ def _parse_server_reply(text: str) -> Any:
     assert all(isinstance(n, int) and n > 0 for n in reply.remarks.values())
     assert reply.model is None or len(reply.model) <= 200
     for one in reply.completions:
-        assert one.finish_reason is None or 1 <= len(one.finish_reason) <= 40 and one.finish_reason.isprintable(), one
+        assert (
+            one.finish_reason is None
+            or 1 <= len(one.finish_reason) <= 40
+            and one.finish_reason == shown(one.finish_reason)
+        ), one
         sample = records.Sample(
             item_id="0", sample=0, seed=0, status="scored", completion=one.text, finish_reason=one.finish_reason,
             num_prompt_tokens=reply.prompt_tokens, num_completion_tokens=one.num_tokens, correct=False,
