@@ -180,7 +180,7 @@ def test_every_node_gets_its_part(strategy, monkeypatch):
             else:
                 prepare_multi_gpu_env(arguments)
             assert (arguments.nproc_per_node, arguments.node_rank) == ("8", node)
-            assert arguments.rdzv_endpoint == "first:12345"
+            assert (arguments.rdzv_backend, arguments.rdzv_endpoint) == ("c10d", "first:12345")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
