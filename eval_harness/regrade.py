@@ -45,6 +45,7 @@ def regrade(folder: Path, *, dry_run: bool = False) -> dict[str, Regraded]:
         UserError: not a finished evaluation, in use, or its files do not fit its record.
     """
     folder = Path(folder)
+    records.read_run(folder)  # before a lock makes the folder
     with locked(folder, "regrade"):
         run = records.read_run(folder)
         if run.kind != "evaluation" or run.status != "finished":

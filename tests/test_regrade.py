@@ -135,6 +135,9 @@ def test_what_is_no_finished_evaluation_is_refused(tmp_path, folder):
     records.write_json(folder / "run.json", record.model_copy(update={"status": "running", "finished": None}))
     with pytest.raises(UserError, match="is not a finished evaluation; finish it first"):
         regrade.regrade(folder)
+    with pytest.raises(UserError, match="none is not a run folder"):
+        regrade.regrade(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_committed_records_are_marked_by_todays_rules():
