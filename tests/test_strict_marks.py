@@ -318,3 +318,20 @@ def test_classes_are_those_of_the_benchmark():
     assert base.classes_of("choice", ["b"]) is None
     assert base.context_for("class_name", {}, classes=["a"], question="?") == {"classes": ["a"]}
     assert base.context_for("number", {}, classes=["a"]) == {}
+
+
+@pytest.mark.parametrize("text", ["x" + "\n" * 20_000 + "7 cm", "x" + " " * 20_000 + "7", "7" + " \n" * 10_000 + "y"])
+    "text", ["x" + "\n" * 20_000 + "7 cm", "x" + " " * 20_000 + "7 cm", "7" + " \n" * 10_000 + "y"]
+)
+def test_blanks_without_end_cost_no_time(text):
+    """Found by `make fuzz`: minutes, before runs of blanks were one."""
+    start = time.process_time()
+    number.mark("7", text)
+    number.mark("7", f"<answer>{text}</answer>")
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("text", ["$</ANSWER>1$ $2 $$$$$ $3", "\\boxed{\\boxed{\\boxed}<answer></answer>"])
+def test_a_mark_of_nothing_has_its_reason(text):
+    found = number.mark("7", text, {"finish_reason": "length"})
+    assert found.reason == "no_answer" and found.detail

@@ -265,6 +265,7 @@ _UNCLEAR = re.compile(
 _JOINED = re.compile(r"[\s,$()\\]*(?:\b(?:and|or|to)\b|,)[\s,$()\\]*|\s*[-/|~]\s*", re.IGNORECASE)
 _DENIED = re.compile(rf"{NEGATED}(?:\s+(?:equal to|be|just|the))*[\s$:*(]*$", re.IGNORECASE)
 _EQUALS = re.compile(r"=|≈|\\(?:approx|simeq|sim|doteq|cong)(?![A-Za-z])")
+_BLANKS = re.compile(r"\s{2,}")
 _REASON = re.compile(r"\b(?:since|because|given|which|where|as)\b", re.IGNORECASE)
 
 
@@ -275,6 +276,8 @@ def read_statement(text: str) -> tuple[Quantity | strict_math.Clock | None, str]
     It is read as a whole (:func:`eval_harness.graders.strict_math.read`); what cannot be read so is running text, of
     which the last number counts.
     """
+    # Blanks in a row are one: patterns that begin with blanks are slow on many.
+    text = _BLANKS.sub(lambda run: "\n" if "\n" in run[0] else run[0][0], text)
     rewritten = _rewritten(text).strip().rstrip(".,;: ")
     rewritten = _MINUTES.sub(lambda m: f"{m[1]}^\\circ {m[2]}'" + (f" {m[3]}''" if m[3] else ""), rewritten)
     if not rewritten:
@@ -414,7 +417,7 @@ def mark(gold: str, prediction: str, context: Mapping[str, Any] | None = None) -
         return Mark(False, "bad_gold" if wanted is None else "no_answer", "", shown_gold, outside.why)
     text = plain_signs(outside.text)
     stated = strict_math.find_answer(f"<answer>{text}</answer>" if outside.tagged else text, finish_reason)
-    answer, why = read_statement(stated.text) if stated.text.strip() else (None, stated.why)
+    answer, why = read_statement(stated.text) if stated.text.strip() else (None, stated.why or "no answer is stated")
     if wanted is None:
         return Mark(False, "bad_gold", _shown(answer), shown_gold, "the gold states no number")
     if answer is None:
