@@ -321,8 +321,6 @@ def test_classes_are_those_of_the_benchmark():
 
 
 @pytest.mark.parametrize("text", ["x" + "\n" * 20_000 + "7 cm", "x" + " " * 20_000 + "7", "7" + " \n" * 10_000 + "y"])
-    "text", ["x" + "\n" * 20_000 + "7 cm", "x" + " " * 20_000 + "7 cm", "7" + " \n" * 10_000 + "y"]
-)
 def test_blanks_without_end_cost_no_time(text):
     """Found by `make fuzz`: minutes, before runs of blanks were one."""
     start = time.process_time()
