@@ -69,6 +69,13 @@ def all_gone(tmp_path: Path, but: int = 0, seconds: float = 5.0) -> bool:
     return True
 
 
+def wait_for_all_six(tmp_path: Path) -> None:
+    """Caller, guard, program and its three; while the daemon forks there may be more, or less to be read."""
+    deadline = time.monotonic() + 5
+    while len(left_of(tmp_path)) != 6:
+        assert time.monotonic() < deadline
+
+
 @contextlib.contextmanager
 def killed_after(command: list[str], marked: dict[str, str], **more) -> Iterator[subprocess.Popen]:
     started = subprocess.Popen(command, env=marked, **more)
@@ -87,12 +94,10 @@ def guarded(program: str, marked: dict[str, str], **more) -> Iterator[subprocess
 
 
 def test_nothing_is_left_of_a_killed_caller(marked, tmp_path):
-    """Caller, guard, program and its three: none of them could have ended by itself."""
+    """None of them could have ended by itself."""
     with killed_after([sys.executable, "-c", CALLER, FAMILY, ""], marked, stdout=subprocess.PIPE) as caller:
         assert caller.stdout.readline() == b"started\n"
-        deadline = time.monotonic() + 5
-        while len(left_of(tmp_path)) != 6:  # between its two forks the daemon is one more
-            assert time.monotonic() < deadline
+        wait_for_all_six(tmp_path)
         caller.kill()
         assert all_gone(tmp_path)
 
@@ -206,10 +211,7 @@ with launch._server(type("L", (), {"recipe": type("R", (), {"setup": type("S", (
 def test_a_killed_launch_leaves_neither_training_nor_server(kind, marked, tmp_path):
     with killed_after([sys.executable, "-c", LAUNCHER, kind, FAMILY], marked, stdout=subprocess.PIPE) as launcher:
         assert launcher.stdout.readline() == b"started\n"
-        deadline = time.monotonic() + 20  # for a moment after it begins, a process has no environment
-        while len(left_of(tmp_path)) < 6:
-            assert time.monotonic() < deadline, left_of(tmp_path)
-            time.sleep(0.02)
+        wait_for_all_six(tmp_path)
     assert all_gone(tmp_path)
 
 

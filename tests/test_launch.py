@@ -895,7 +895,10 @@ def as_slurm(
     deadline = time.monotonic() + 240
     while not begun() and process.poll() is None:
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
+    if not seconds:  # it must not finish before
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.suspend()
     process.send_signal(signal.SIGUSR1)
     while process.poll() is None and not requeued(cluster):
         assert time.monotonic() < deadline
